@@ -1,0 +1,41 @@
+# make demo   environment, install, HLOP against fine-tuning on real digits, table and HTML report
+# make test   environment, install, linters, types, documentation with notebooks, all tests
+# make bench  the quick benchmarks        make docs  the documentation, in docs/_build/html
+
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+export MPLBACKEND = Agg
+
+.PHONY: demo test lint docs bench clean
+
+$(STAMP): pyproject.toml hardware/pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ./hardware -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/spikecl run examples/permuted_digits.toml --seeds 3 --set method.name=finetune
+	$(BIN)/spikecl run examples/permuted_digits.toml --seeds 3
+	$(BIN)/python examples/demo_report.py
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+test: lint docs
+	$(BIN)/python tests/hardware_alone.py
+	$(BIN)/python -m pytest -n 2 -q
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/host_loop.py --quick
+	$(BIN)/python benchmarks/hlop_step.py --quick
+
+clean:
+	rm -rf $(VENV) docs/_build docs/generated dist .mypy_cache .ruff_cache .pytest_cache

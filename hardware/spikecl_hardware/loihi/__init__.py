@@ -1,0 +1,1 @@
+"""Intel Loihi: the integer equations of its neurons and synapses."""

@@ -1,0 +1,358 @@
+"""The command line: parse, build a configuration, one library call.
+
+Exit codes: 0 done, 2 wrong usage or configuration, 1 failed, 75 interrupted and resumable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from spikecl.errors import Interrupted, SpikeclError
+
+if TYPE_CHECKING:
+    from spikecl.experiments.progress import Progress, Show
+    from spikecl.records import RunRecord
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Spiking networks that keep learning without forgetting.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="List, fetch and verify data sets.")
+app.add_typer(data_app, name="data")
+
+out, err = Console(), Console(stderr=True)
+
+RunsDir = Annotated[Path, typer.Option(help="Where run directories are.")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder with data sets (before SPIKECL_DATA and the cache).")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+RUNS = Path("runs")
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Options of all commands."""
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="Configuration (TOML).")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override: section.key=value.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Run this many seeds, in parallel over cores.")] = 1,
+    runs_dir: RunsDir = RUNS,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a configuration; again, show the finished result or go on where it stopped."""
+    from spikecl.experiments import load_config, run_config, run_seeds
+
+    checked = load_config(config, set_ or [])
+    with _progress(quiet or as_json) as show:
+        if seeds == 1:
+            record = run_config(checked, runs_dir=runs_dir, data_dir=data_dir, show=show).record
+        else:
+            group = run_seeds(checked, seeds, runs_dir=runs_dir, data_dir=data_dir, show=show)
+    if seeds != 1:
+        _show_group(group.table, group.path, as_json)
+    else:
+        _show_run(record, as_json)
+
+
+@app.command()
+def resume(
+    run: Annotated[str, typer.Argument(help="Run: path, name or unique prefix.")],
+    runs_dir: RunsDir = RUNS,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Finish an interrupted run."""
+    from spikecl.experiments import resume as resume_run
+    from spikecl.records import find_run
+
+    with _progress(quiet or as_json) as show:
+        result = resume_run(find_run(run, runs_dir), data_dir=data_dir, show=show)
+    _show_run(result.record, as_json)
+
+
+@app.command("list")
+def list_runs(runs_dir: RunsDir = RUNS, as_json: AsJson = False) -> None:
+    """List runs with their status and accuracy."""
+    from spikecl.records import FORMAT_VERSION, find_runs
+
+    rows: list[dict[str, Any]] = []
+    for record in find_runs(runs_dir):
+        info = record.run
+        current = info.get("format_version") == FORMAT_VERSION
+        acc = record.summary["acc"] if record.finished and current else None
+        status = info["status"] if current else f"format {info.get('format_version')}"
+        rows.append({"run": record.id, "status": status, "acc": acc})
+    if as_json:
+        _print_json(rows)
+    elif not rows:
+        out.print(f"no runs in {runs_dir}; 'spikecl run CONFIG' makes one")
+    else:
+        _print_table([[r["run"], r["status"], _percent(r["acc"])] for r in rows], _RUN_COLUMNS)
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(help="Run: path, name or unique prefix.")],
+    runs_dir: RunsDir = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Show the result of a run: summary and accuracy matrix."""
+    from spikecl.records import find_run
+
+    _show_run(find_run(run, runs_dir), as_json)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Runs: paths, names or unique prefixes.")],
+    runs_dir: RunsDir = RUNS,
+    figure: Annotated[Path, typer.Option(help="Where the figure goes.")] = Path("compare.png"),
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs: a table, grouped over seeds, and a figure."""
+    from spikecl.plots import plot_comparison
+    from spikecl.records import find_run
+
+    records = [find_run(name, runs_dir) for name in runs]
+    summaries = [record.summary for record in records]
+    if as_json:
+        _print_json(summaries)
+        return
+    _print_comparison(summaries)
+    plot_comparison(records).savefig(figure, dpi=120)
+    out.print(f"figure: {figure}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="Runs: paths, names or unique prefixes.")],
+    runs_dir: RunsDir = RUNS,
+    output: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained HTML page about runs."""
+    from spikecl.records import find_run
+    from spikecl.report import write_report
+
+    path = write_report([find_run(name, runs_dir) for name in runs], output)
+    out.print(f"report: {path}", soft_wrap=True)
+
+
+@app.command()
+def methods(as_json: AsJson = False) -> None:
+    """List continual-learning methods and what they need."""
+    from spikecl.registry import METHODS
+
+    rows = []
+    for name in METHODS.names():
+        spec = METHODS.get(name)
+        needs = ", ".join(spec.needs.names()) or "nothing"
+        summary = (spec.__doc__ or "").strip().splitlines()[0]
+        rows.append({"method": name, "needs": needs, "summary": summary})
+    _print_rows(rows, as_json)
+
+
+@app.command()
+def trainers(as_json: AsJson = False) -> None:
+    """List credit-assignment rules and what they need."""
+    from spikecl.registry import TRAINERS
+
+    rows = []
+    for name in TRAINERS.names():
+        spec = TRAINERS.get(name)
+        summary = (spec.__doc__ or "").strip().splitlines()[0]
+        rows.append({"trainer": name, "needs": ", ".join(spec.needs.names()), "summary": summary})
+    _print_rows(rows, as_json)
+
+
+@data_app.command("list")
+def data_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """List known data sets and where they were found."""
+    import dataclasses
+
+    from spikecl.data import catalogue_rows
+
+    rows = [dataclasses.asdict(row) for row in catalogue_rows(data_dir)]
+    _print_rows([{k: _plain(v) for k, v in row.items()} for row in rows], as_json)
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="Data set.")], data_dir: DataDir = None
+) -> None:
+    """Download a data set to the user's cache unless it is there."""
+    from spikecl.data import fetch
+
+    out.print(f"{name}: {fetch(name, data_dir=data_dir).found}", soft_wrap=True)
+
+
+@data_app.command("verify")
+def data_verify(
+    name: Annotated[str, typer.Argument(help="Data set.")], data_dir: DataDir = None
+) -> None:
+    """Check a data set against its published checksum."""
+    from spikecl.data import verify
+
+    row = verify(name, data_dir=data_dir)
+    out.print(row.message, soft_wrap=True)
+    if row.ok is False:
+        raise typer.Exit(1)
+
+
+# ---- showing ------------------------------------------------------------------------------------
+
+_RUN_COLUMNS = ["run", "status", "ACC %"]
+_METRICS = {"acc": "ACC %", "bwt": "BWT %", "fwt": "FWT %", "learning_accuracy": "learning %"}
+
+
+def _show_run(record: RunRecord, as_json: bool) -> None:
+    if as_json:
+        _print_json(record.summary)
+        return
+    summary = record.summary
+    names = [[key, str(summary[key])] for key in ("stream", "method", "network", "trainer", "seed")]
+    numbers = [[label, _percent(summary[key])] for key, label in _METRICS.items()]
+    _print_table([*names, *numbers], [record.id, ""])
+    events, sets = record.matrix_names()
+    matrix = record.matrix()
+    rows = [[event, *map(_percent, row)] for event, row in zip(events, matrix, strict=True)]
+    _print_table(rows, ["accuracy %", *sets])
+    out.print(f"record: {record.path}", soft_wrap=True)
+
+
+def _show_group(table: dict[str, Any], path: Path, as_json: bool) -> None:
+    if as_json:
+        _print_json(table)
+        return
+    rows = [
+        [
+            metric,
+            _percent(v["mean"]),
+            _percent(v["sd"]),
+            f"{_percent(v['low'])} … {_percent(v['high'])}",
+        ]
+        for metric, v in table["metrics"].items()
+    ]
+    title = f"{table['stream']} {table['method']} (n = {len(table['seeds'])})"
+    _print_table(rows, [title, "mean %", "sd", "95 % interval"])
+    out.print(f"record: {path}", soft_wrap=True)
+
+
+def _print_comparison(summaries: Sequence[dict[str, Any]]) -> None:
+    from spikecl.metrics import interval
+
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for summary in summaries:
+        key = tuple(summary[k] for k in ("stream", "method", "network", "trainer"))
+        groups.setdefault(key, []).append(summary)
+    rows = []
+    for key, members in groups.items():
+        cells = []
+        for metric in _METRICS:
+            values = [m[metric] for m in members if m[metric] is not None]
+            stats = interval(values) if values else None
+            spread = f" ± {_percent(stats.sd)}" if stats and stats.sd is not None else ""
+            cells.append(f"{_percent(stats.mean) if stats else '–'}{spread}")
+        rows.append([*key, str(len(members)), *cells])
+    _print_table(rows, ["stream", "method", "network", "trainer", "n", *_METRICS.values()])
+
+
+def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        _print_json(rows)
+    else:
+        _print_table([[str(v) for v in row.values()] for row in rows], list(rows[0]))
+
+
+def _print_table(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> None:
+    table = Table(*columns, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+    out.print()
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None or value != value else f"{100 * value:.2f}"
+
+
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, int | float | str | bool | dict):
+        return value
+    return list(value) if isinstance(value, tuple) else str(value)
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[Show | None]:
+    """Show a bar per run on standard error: event, accuracy so far, time left."""
+    if quiet or not err.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Bars(*columns, TextColumn("{task.fields[note]}"), console=err, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(progress: Progress) -> None:
+            if progress.run not in tasks:
+                tasks[progress.run] = bars.add_task(progress.run, total=1.0, note="")
+            note = f"event {progress.event}/{progress.events}"
+            if progress.accuracy is not None:
+                note += f", accuracy so far {_percent(progress.accuracy)} %"
+            if progress.seconds_left is not None:
+                note += f", {progress.seconds_left:.0f} s left"
+            bars.update(tasks[progress.run], completed=progress.fraction, note=note)
+
+        yield show
+
+
+def main() -> None:
+    """Entry point: run a command and end with its exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    try:
+        app(prog_name="spikecl")
+    except SpikeclError as error:
+        if "--debug" in sys.argv:
+            raise
+        err.print(f"spikecl: {error}", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """End a command that has nothing to save; runs have a handler of their own."""
+    raise Interrupted("stopped before there was anything to save")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What a component is: a frozen, checked description that carries its own configuration.
+
+Data sets, streams, encoders, networks, trainers, optimisers and methods are all described this
+way. A description holds no state; what runs is made from it (``build``, ``start``), so the same
+description can be used in many runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
+
+import pydantic
+from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
+
+from spikecl.errors import ConfigError, suggest
+
+T = TypeVar("T")
+
+# A tuple in Python, a list in TOML: containers are taken leniently, their entries strictly.
+Ints = Annotated[tuple[Annotated[int, Strict()], ...], Strict(False)]
+Floats = Annotated[tuple[Annotated[float, Strict()], ...], Strict(False)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+_RULES = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
+def component(cls: type[T]) -> type[T]:
+    """Make a class a frozen, strict dataclass whose wrong values raise ``ConfigError``.
+
+    Example:
+        >>> @component
+        ... class Noise:
+        ...     scale: PositiveFloat = 0.1
+        >>> Noise(scale=0.5).scale
+        0.5
+        >>> Noise(scale=-1.0)
+        Traceback (most recent call last):
+        ...
+        spikecl.errors.ConfigError: Noise.scale: got -1.0; input should be greater than 0
+    """
+    made = pydantic.dataclasses.dataclass(frozen=True, slots=True, config=_RULES)(cls)
+    plain = made.__init__
+
+    @functools.wraps(plain)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            plain(self, *args, **kwargs)
+        except ValidationError as error:
+            raise ConfigError(explain(error, cls.__name__, made)) from None
+
+    made.__init__ = checked  # type: ignore[method-assign]
+    return cast(type[T], made)
+
+
+def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
+    """Build a component from a TOML table; errors name the key as the user wrote it."""
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(table))
+    except ValidationError as error:
+        raise ConfigError(explain(error, where, cls)) from None
+    except TypeError as error:
+        raise ConfigError(f"[{where}]: {error}; use numbers, strings, booleans, arrays") from None
+
+
+def to_table(value: Any) -> dict[str, Any]:
+    """Return the JSON form of a component: the part of a run's identity it stands for."""
+    return cast(dict[str, Any], json.loads(TypeAdapter(type(value)).dump_json(value)))
+
+
+def fields_of(cls: type[Any]) -> tuple[str, ...]:
+    """Return the names of a component's parameters."""
+    return tuple(f.name for f in dataclasses.fields(cls))
+
+
+def explain(error: ValidationError, where: str, cls: type[Any]) -> str:
+    """Turn pydantic's report into lines of what was given, what is allowed, what to do."""
+    return "; ".join(_explain_one(dict(item), where, cls) for item in error.errors())
+
+
+def _explain_one(item: dict[str, Any], where: str, cls: type[Any]) -> str:
+    path = ".".join([where, *(str(part) for part in item["loc"])])
+    if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown key {path}{suggest(str(item['loc'][-1]), fields_of(cls))}"
+    if item["type"] in ("missing", "missing_argument"):
+        return f"{path} is missing; give it a value"
+    message = item["msg"][0].lower() + item["msg"][1:]
+    return f"{path}: got {item['input']!r}; {message}"

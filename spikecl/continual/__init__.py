@@ -1,0 +1,18 @@
+"""The continual core: methods, and how they compose."""
+
+from spikecl.continual.compose import Composition
+from spikecl.continual.finetune import Finetune
+from spikecl.continual.joint import JointTraining
+from spikecl.continual.method import Context, Method, MethodSpec, Phase
+from spikecl.continual.projection.hlop import Hlop
+
+__all__ = [
+    "Composition",
+    "Context",
+    "Finetune",
+    "Hlop",
+    "JointTraining",
+    "Method",
+    "MethodSpec",
+    "Phase",
+]

@@ -1,0 +1,68 @@
+"""Several methods as one: hooks resolved once, run in the order of their phases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from spikecl.continual.method import Context, Method, MethodSpec
+from spikecl.errors import PairingError
+from spikecl.registry import METHODS
+from spikecl.storage import State
+
+
+class Composition:
+    """Running methods in order of phase."""
+
+    def __init__(self, specs: Sequence[MethodSpec], context: Context):
+        ordered = sorted(specs, key=lambda spec: spec.phase)
+        names = [method_name(spec) for spec in ordered]
+        check_slots(ordered)
+        self.methods: dict[str, Method] = {
+            name: spec.start(context) for name, spec in zip(names, ordered, strict=True)
+        }
+
+    def hooks(self, name: str) -> tuple[Callable[..., Any], ...]:
+        """Return the bound hooks of a name, of those methods alone that override it."""
+        return tuple(
+            getattr(method, name)
+            for method in self.methods.values()
+            if getattr(type(method), name) is not getattr(Method, name)
+        )
+
+    def state_dict(self) -> State:
+        """Return the state of every method by name."""
+        return {name: method.state_dict() for name, method in self.methods.items()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take the states back."""
+        for name, method in self.methods.items():
+            method.load_state_dict(state.get(name, {}))
+
+    def nbytes(self) -> int:
+        """Return the bytes all methods keep."""
+        return sum(method.nbytes() for method in self.methods.values())
+
+    def report(self) -> dict[str, dict[str, object]]:
+        """Return what the methods have to say after an event."""
+        said = {name: method.report() for name, method in self.methods.items()}
+        return {name: values for name, values in said.items() if values}
+
+
+def method_name(spec: MethodSpec) -> str:
+    """Return the registered name of a method, or its class name."""
+    return METHODS.name_of(type(spec)) or type(spec).__name__.lower()
+
+
+def check_slots(specs: Sequence[MethodSpec]) -> None:
+    """Refuse two methods of one exclusive slot, or one method twice."""
+    taken: dict[str, str] = {}
+    for spec in specs:
+        name = method_name(spec)
+        for slot in (name, spec.slot):
+            if slot is not None and taken.setdefault(slot, name) != name:
+                raise PairingError(
+                    f"methods '{taken[slot]}' and '{name}' both take the slot '{slot}'; use one"
+                )
+    if len({method_name(spec) for spec in specs}) < len(specs):
+        raise PairingError(f"a method is named twice: {[method_name(s) for s in specs]}")

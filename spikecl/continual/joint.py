@@ -1,0 +1,41 @@
+"""Joint training on everything seen so far (the upper bound)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from spikecl.component import component
+from spikecl.continual.method import Context, Method, MethodSpec
+from spikecl.networks import initialise
+from spikecl.streams import LearnerView, Reveal, Samples
+from spikecl.streams.events import concatenate
+
+
+@component
+class JointTraining(MethodSpec):
+    """Train on the union of the present and all earlier experiences.
+
+    Args:
+        restart: Begin each experience from the initial weights, so the last row of the accuracy
+            matrix is joint training proper; without it training goes on from the weights at hand
+            (cumulative training).
+    """
+
+    needs: ClassVar[Reveal] = Reveal.BOUNDARY | Reveal.OLD_DATA
+    restart: bool = True
+
+    def start(self, context: Context) -> Method:
+        """Return the running method."""
+        return _Joint(self, context)
+
+
+class _Joint(Method):
+    def __init__(self, spec: JointTraining, context: Context):
+        self._spec, self._context = spec, context
+
+    def begin(self, view: LearnerView) -> None:
+        if self._spec.restart:
+            initialise(self._context.network, self._context.seeds)
+
+    def training_set(self, samples: Samples, view: LearnerView) -> Samples:
+        return concatenate([*view.old, samples])

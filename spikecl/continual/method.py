@@ -1,0 +1,160 @@
+"""What a continual-learning method is: a description, and hooks that run."""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from spikecl.errors import PairingError
+from spikecl.networks import Factor, Network
+from spikecl.optim import OptimiserSpec
+from spikecl.seeds import Seeds
+from spikecl.storage import State
+from spikecl.streams import Adapt, Batch, LearnerView, Reveal, Samples, Unlearn
+
+Factors = Mapping[str, Factor]
+Tensors = Mapping[str, Tensor]
+
+
+class Phase(enum.IntEnum):
+    """When a method acts within a step; methods run in this order."""
+
+    EXTRA_GRADIENT = 0
+    GATE = 1
+    OPTIMISER = 2
+    NOISE = 3
+    PROJECTION = 4
+    AVERAGING = 5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Context:
+    """What a method works with, given once when a run starts."""
+
+    network: Network
+    optimiser: OptimiserSpec
+    seeds: Seeds
+    reveal: Reveal
+    classes: int
+    device: torch.device
+
+
+class Method:
+    """A running method. Override the hooks you need; the others cost nothing.
+
+    A hook that takes a value returns the value to go on with. Order within a step:
+    ``extend_batch, weights, logits, output_loss, factors, gradients, update, after_step``.
+
+    Example:
+        >>> class Clip(Method):
+        ...     def gradients(self, gradients):
+        ...         return {name: g.clamp(-1, 1) for name, g in gradients.items()}
+    """
+
+    def begin(self, view: LearnerView) -> None:
+        """A new experience begins (once per run when boundaries are hidden)."""
+
+    def training_set(self, samples: Samples, view: LearnerView) -> Samples:
+        """Choose the samples of this experience's epochs; called again on resume, so pure."""
+        return samples
+
+    def extend_batch(self, batch: Batch) -> Batch:
+        """Add samples to a batch."""
+        return batch
+
+    def weights(self, weights: Tensors) -> Tensors:
+        """Return the effective weights of this step; gradients are taken at them."""
+        return weights
+
+    def logits(self, logits: Tensor) -> Tensor:
+        """Change logits [B, classes] before the loss."""
+        return logits
+
+    def output_loss(self, loss: Tensor, logits: Tensor, batch: Batch) -> Tensor:
+        """Add terms at the output to the loss. Penalties on weights belong in ``gradients``."""
+        return loss
+
+    def factors(self, factors: Factors, batch: Batch) -> Factors:
+        """Change the factors before gradients are formed."""
+        return factors
+
+    def gradients(self, gradients: Tensors) -> Tensors:
+        """Change the gradients by parameter name."""
+        return gradients
+
+    def update(self, update: Tensors) -> Tensors:
+        """Change the update the optimiser has applied, by parameter name."""
+        return update
+
+    def after_step(self) -> None:
+        """The weights have changed."""
+
+    def end_epoch(self) -> None:
+        """All samples have been seen once more."""
+
+    def end(self, view: LearnerView) -> None:
+        """An experience ends (once per run when boundaries are hidden)."""
+
+    def predict(self, x: Tensor, task: int | None) -> Tensor:
+        """Return logits of an encoded batch in place of the network's own.
+
+        ``task`` is ``None`` unless the stream reveals it at evaluation.
+        """
+        raise NotImplementedError
+
+    def unlearn(self, request: Unlearn) -> None:
+        """Forget samples; every store of this method must drop them."""
+        raise NotImplementedError
+
+    def adapt(self, x: Tensor, request: Adapt) -> Tensor:
+        """Adapt to an encoded unlabelled batch and return its logits."""
+        raise NotImplementedError
+
+    def report(self) -> dict[str, object]:
+        """Return JSON values for the record of the event that just ended."""
+        return {}
+
+    def state_dict(self) -> State:
+        """Return everything needed to go on."""
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take back what :meth:`state_dict` gave."""
+
+    def nbytes(self) -> int:
+        """Return the bytes the method keeps between steps."""
+        return 0
+
+
+class MethodSpec(ABC):
+    """Describes a method; ``start`` makes a running one for one run.
+
+    ``needs``: what the stream must reveal. ``phase``: when the hooks run. ``slot``: two methods of
+    one slot exclude each other. ``offers``: the event kinds it can handle beside learning.
+    """
+
+    __slots__ = ()
+    needs: ClassVar[Reveal] = Reveal.NONE
+    phase: ClassVar[Phase] = Phase.EXTRA_GRADIENT
+    slot: ClassVar[str | None] = None
+    offers: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def start(self, context: Context) -> Method:
+        """Return the running method."""
+
+
+def check_reveal(kind: str, name: str, needs: Reveal, stream: str, reveal: Reveal) -> None:
+    """Refuse a component that needs what the stream hides."""
+    if missing := needs & ~reveal:
+        raise PairingError(
+            f"{kind} '{name}' needs {', '.join(missing.names())}, which stream '{stream}' hides "
+            f"(it reveals {', '.join(reveal.names()) or 'nothing'}); choose another {kind} or a "
+            "stream that reveals it"
+        )

@@ -1,0 +1,1 @@
+"""Projection: methods that keep updates out of what old tasks used."""

@@ -1,0 +1,109 @@
+"""HLOP in the arithmetic of its authors' code, for comparison.
+
+Differences from :mod:`spikecl.continual.projection.hlop`, all reproduced on purpose: new rows are
+orthonormal among themselves but not to old rows, nothing is orthonormalised later, so ``H^T H`` is
+a projector only nearly; rates are fixed (0.01, and 0.001 for the first synapse), changes are
+clipped to ±10; every iteration computes old rows and then zeroes their change.
+
+Source: Xiao et al. (ICLR 2024) and their public code; constants as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from spikecl.continual.method import Context, Factors, Method, Tensors
+from spikecl.metrics import orthonormality_defect
+from spikecl.networks import Factor
+from spikecl.storage import State, nbytes
+from spikecl.streams import Batch, LearnerView
+
+RATE, FIRST_RATE, MOMENTUM, CLIP, ITERATIONS = 0.01, 0.001, 0.9, 10.0, 5
+
+
+class FaithfulHlop(Method):
+    """The running method.
+
+    Args:
+        rows_for: From the experience's number and the synapses' sizes to rows to add.
+        context: The run.
+    """
+
+    def __init__(self, rows_for: Callable[[int, dict[str, int]], dict[str, int]], context: Context):
+        self._rows_for, self._seeds = rows_for, context.seeds
+        self.sizes = {n: s.weight.shape[1] for n, s in context.network.synapses.items()}
+        rows_for(0, self.sizes)
+        self._old = dict.fromkeys(self.sizes, 0)
+        self._experience = 0
+        self.lateral = {
+            name: synapse.weight.detach().new_zeros(0, synapse.weight.shape[1])
+            for name, synapse in context.network.synapses.items()
+        }
+        self._momentum = dict(self.lateral)
+
+    def begin(self, view: LearnerView) -> None:
+        rows = self._rows_for(self._experience, self.sizes)
+        for position, (name, weights) in enumerate(self.lateral.items()):
+            generator = self._seeds.generator("hlop", event=self._experience, epoch=position)
+            count = min(rows[name], self.sizes[name] - len(weights))
+            drawn = torch.randn(self.sizes[name], count, generator=generator).to(weights)
+            block = torch.linalg.qr(drawn).Q.T if count else drawn.T
+            self.lateral[name] = torch.cat([weights, block])
+            self._momentum[name] = torch.cat([self._momentum[name], torch.zeros_like(block)])
+
+    def factors(self, factors: Factors, batch: Batch) -> Factors:
+        changed = {}
+        for position, (name, factor) in enumerate(factors.items()):
+            old = self.lateral[name][: self._old[name]]
+            rows = factor.x - (factor.x @ old.T) @ old
+            self._learn(name, factor.transmitted, RATE if position else FIRST_RATE)
+            changed[name] = Factor(rows, factor.delta, factor.transmitted)
+        return changed
+
+    def _learn(self, name: str, x: Tensor, rate: float) -> None:
+        weights, momentum, old = self.lateral[name], self._momentum[name], self._old[name]
+        for _ in range(ITERATIONS):
+            y = x @ weights.T
+            change = (y.T @ (x - y @ weights) / len(x)).clamp_(-CLIP, CLIP)
+            change[:old] = 0
+            fresh = torch.arange(len(weights), device=x.device)[:, None] >= old
+            momentum = torch.where(fresh, MOMENTUM * momentum + (1 - MOMENTUM) * change, momentum)
+            weights = weights + rate * momentum * fresh
+        self.lateral[name], self._momentum[name] = weights, momentum
+
+    def gradients(self, gradients: Tensors) -> Tensors:
+        if self._experience == 0:
+            return gradients
+        return {n: g for n, g in gradients.items() if not n.endswith(".bias")}
+
+    def end(self, view: LearnerView) -> None:
+        self._old = {name: len(weights) for name, weights in self.lateral.items()}
+        self._experience += 1
+
+    def report(self) -> dict[str, object]:
+        return {
+            name: {
+                "rows": self._old[name],
+                "free": self.sizes[name] - self._old[name],
+                "orthonormality_defect": orthonormality_defect(weights),
+            }
+            for name, weights in self.lateral.items()
+        }
+
+    def state_dict(self) -> State:
+        return {
+            "experience": self._experience,
+            "old": self._old,
+            "weights": self.lateral,
+            "momentum": self._momentum,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self._experience, self._old = state["experience"], state["old"]
+        self.lateral, self._momentum = state["weights"], state["momentum"]
+
+    def nbytes(self) -> int:
+        return nbytes(*self.lateral.values(), *self._momentum.values())

@@ -1,0 +1,159 @@
+"""HLOP: Hebbian learning based orthogonal projection (Xiao et al., ICLR 2024)."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field, Strict
+from torch import Tensor
+
+from spikecl.component import PositiveFloat, PositiveInt, component
+from spikecl.continual.method import Context, Factors, Method, MethodSpec, Phase, Tensors
+from spikecl.continual.projection.faithful import FaithfulHlop
+from spikecl.continual.projection.lateral import LateralWeights
+from spikecl.errors import ConfigError
+from spikecl.storage import State
+from spikecl.streams import Batch, LearnerView, Reveal
+
+Size = Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)]
+Sizes = Annotated[tuple[Size, ...], Strict(False)]
+Schedule = Annotated[tuple[Size | Sizes, ...], Field(min_length=1), Strict(False)]
+
+
+@component
+class Hlop(MethodSpec):
+    """Learn lateral weights of each synapse's input; keep updates out of what old tasks used.
+
+    With H the rows learned in earlier experiences, the gradient of a synapse is formed from
+    ``x - H^T H x``, so an update leaves the response to old activity as it was. Biases are frozen
+    after the first experience (a bias acts on every input).
+
+    Args:
+        rows: Rows per experience; the last entry repeats. An entry is a number for all synapses or
+            a list with one per synapse; a number below 1 is a fraction of the synapse's inputs.
+        rate: Learning rate of the lateral weights, relative to the activity's variance.
+        iterations: Repetitions of the rule per batch.
+        every: Run the rule in every n-th step only.
+        orthonormalise: Make rows exactly orthonormal when they are frozen.
+        faithful: Use the arithmetic of the authors' code instead, with its fixed rates.
+    """
+
+    needs: ClassVar[Reveal] = Reveal.BOUNDARY
+    phase: ClassVar[Phase] = Phase.PROJECTION
+    slot: ClassVar[str | None] = "projection"
+
+    rows: Schedule = (0.2,)
+    rate: PositiveFloat = 1.0
+    iterations: PositiveInt = 5
+    every: PositiveInt = 1
+    orthonormalise: bool = True
+    faithful: bool = False
+
+    def start(self, context: Context) -> Method:
+        """Return the running method: on gradients where that is exact, else on updates."""
+        if self.faithful:
+            return FaithfulHlop(self.rows_for, context)
+        if context.optimiser.keeps_row_space:
+            return _Hlop(self, context)
+        return _HlopOnUpdates(self, context)
+
+    def rows_for(self, experience: int, sizes: dict[str, int]) -> dict[str, int]:
+        """Return the rows to add per synapse in an experience."""
+        entry = self.rows[min(experience, len(self.rows) - 1)]
+        entries = entry if isinstance(entry, tuple) else (entry,) * len(sizes)
+        if len(entries) != len(sizes):
+            raise ConfigError(
+                f"method.hlop.rows: got {len(entries)} sizes {list(entries)} for "
+                f"{len(sizes)} synapses ({', '.join(sizes)}); give one per synapse or one number"
+            )
+        return {
+            name: round(size * n) if isinstance(size, float) else size
+            for (name, n), size in zip(sizes.items(), entries, strict=True)
+        }
+
+
+class _Hlop(Method):
+    def __init__(self, spec: Hlop, context: Context):
+        self._spec, self._seeds = spec, context.seeds
+        self.sizes = {n: s.weight.shape[1] for n, s in context.network.synapses.items()}
+        spec.rows_for(0, self.sizes)
+        self.lateral = {
+            name: LateralWeights(synapse.weight.shape[1], synapse.weight.detach())
+            for name, synapse in context.network.synapses.items()
+        }
+        self._experience, self._step = 0, 0
+        self._report: dict[str, object] = {}
+
+    def begin(self, view: LearnerView) -> None:
+        rows = self._spec.rows_for(self._experience, self.sizes)
+        for position, (name, lateral) in enumerate(self.lateral.items()):
+            generator = self._seeds.generator("hlop", event=self._experience, epoch=position)
+            lateral.begin(rows[name], generator)
+        self._step = 0
+
+    def factors(self, factors: Factors, batch: Batch) -> Factors:
+        learn = self._step % self._spec.every == 0
+        self._step += 1
+        changed = {}
+        for name, factor in factors.items():
+            lateral, rows = self.lateral[name], None
+            if learn and len(lateral.new):
+                rows = lateral.seen(factor.transmitted)
+                lateral.learn(rows, rate=self._spec.rate, iterations=self._spec.iterations)
+            changed[name] = lateral.project(factor, rows)
+        return changed
+
+    def gradients(self, gradients: Tensors) -> Tensors:
+        if self._experience == 0:
+            return gradients
+        return {n: g for n, g in gradients.items() if not n.endswith(".bias")}
+
+    def end(self, view: LearnerView) -> None:
+        self._report = {}
+        for name, lateral in self.lateral.items():
+            defect = lateral.end(orthonormalise=self._spec.orthonormalise)
+            self._report[name] = {
+                "rows": len(lateral.old),
+                "free": lateral.free,
+                "orthonormality_defect": defect,
+            }
+        self._experience += 1
+
+    def report(self) -> dict[str, object]:
+        return self._report
+
+    def state_dict(self) -> State:
+        return {
+            "experience": self._experience,
+            "step": self._step,
+            "report": self._report,
+            "lateral": {name: value.state_dict() for name, value in self.lateral.items()},
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self._experience, self._step = state["experience"], state["step"]
+        self._report = state["report"]
+        for name, value in self.lateral.items():
+            value.load_state_dict(state["lateral"][name])
+
+    def nbytes(self) -> int:
+        return sum(lateral.nbytes() for lateral in self.lateral.values())
+
+
+class _HlopOnUpdates(_Hlop):
+    """For optimisers that leave the span of the gradients' rows: project what they applied."""
+
+    def factors(self, factors: Factors, batch: Batch) -> Factors:
+        super().factors(factors, batch)
+        return factors
+
+    @torch.no_grad()
+    def update(self, update: Tensors) -> Tensors:
+        changed: dict[str, Tensor] = dict(update)
+        for name, lateral in self.lateral.items():
+            if lateral.outside is not None:
+                changed[f"{name}.weight"] = lateral.outside.residual(update[f"{name}.weight"])
+            if self._experience and f"{name}.bias" in update:
+                changed[f"{name}.bias"] = torch.zeros_like(update[f"{name}.bias"])
+        return changed

@@ -1,0 +1,155 @@
+"""Fetch the official files of a data set into the user's cache, verified or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spikecl.data import idx, npz
+from spikecl.data.arrays import Data, checked
+from spikecl.data.catalogue import Entry
+from spikecl.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+TIMEOUT_S = 30
+CHUNK_BYTES = 1 << 16
+
+
+def download(
+    entry: Entry, folder: Path, *, base_url: str | None = None, progress: bool = True
+) -> Path:
+    """Download, decode and verify a data set, then save it as one ``.npz``.
+
+    The transfers go to a temporary folder inside ``folder`` that disappears whatever happens; the
+    ``.npz`` appears only when every array is decoded and the checksum agrees.
+
+    Args:
+        entry: The data set.
+        folder: Where the ``.npz`` goes; made when missing.
+        base_url: Another folder with the same files, such as a mirror.
+        progress: Whether a bar is drawn on standard error, when that is a terminal.
+
+    Returns:
+        The path of the ``.npz``.
+
+    Raises:
+        DataError: No network, a broken transfer, a full disk, or content that is not the data set.
+    """
+    target = folder / entry.full.file
+    with _explained(entry, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary:
+            files = _transfer(entry.urls(base_url), Path(temporary), progress)
+            arrays = {name: idx.read(file) for name, file in files.items()}
+    where = f"download of {entry.name} from {base_url or entry.base_url}"
+    difference = _difference(entry, checked(arrays, entry.name, where=where))
+    if difference:
+        raise DataError(
+            f"{where}: {difference}; nothing was kept; try again later, or "
+            f"{_by_hand(entry, folder)}"
+        )
+    npz.save(target, arrays)
+    return target
+
+
+def _difference(entry: Entry, data: Data) -> str:
+    """Say how arrays differ from the data set; where no checksum is known, only sizes can tell."""
+    if entry.full.checksum is not None:
+        same = data.checksum == entry.full.checksum
+        return "" if same else f"checksum {data.checksum}, expected {entry.full.checksum}"
+    got = (len(data.x_train), len(data.x_test), data.input_shape)
+    expected = (entry.train, entry.test, entry.shape)
+    return "" if got == expected else f"train, test, shape {got}, expected {expected}"
+
+
+def _transfer(urls: dict[str, str], folder: Path, progress: bool) -> dict[str, Path]:
+    import pooch
+
+    files: dict[str, Path] = {}
+    with _bars(progress) as bars:
+        for array, url in urls.items():
+            files[array] = folder / url.rsplit("/", 1)[-1]
+            transfer = pooch.HTTPDownloader(
+                progressbar=_Bar(bars, files[array].name), chunk_size=CHUNK_BYTES, timeout=TIMEOUT_S
+            )
+            transfer(url, str(files[array]), None)
+    return files
+
+
+@contextlib.contextmanager
+def _bars(visible: bool) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (visible and console.is_terminal),
+        transient=True,
+    ) as bars:
+        yield bars
+
+
+class _Bar:
+    """What pooch asks of a progress bar, drawn by rich."""
+
+    def __init__(self, bars: Progress, title: str) -> None:
+        self._bars = bars
+        self._task = bars.add_task(title, total=None)
+
+    @property
+    def total(self) -> float | None:
+        return self._bars.tasks[self._task].total
+
+    @total.setter
+    def total(self, value: int) -> None:
+        self._bars.update(self._task, total=value or None)
+
+    def update(self, count: int) -> None:
+        self._bars.advance(self._task, count)
+
+    def reset(self) -> None:
+        self._bars.reset(self._task)
+
+    def close(self) -> None:
+        self._bars.stop_task(self._task)
+
+
+@contextlib.contextmanager
+def _explained(entry: Entry, folder: Path) -> Iterator[None]:
+    """Turn network, disk and decoding errors into one line; requests' errors are OSErrors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            raise DataError(
+                f"cannot write into {folder}: {error.strerror}; free space or make the folder "
+                "writable; nothing half-written was left"
+            ) from None
+        raise DataError(
+            f"cannot download {entry.name} ({_reason(error)}); {_by_hand(entry, folder)}"
+        ) from None
+    except DataError as error:
+        raise DataError(f"{error}, or {_by_hand(entry, folder)}") from None
+
+
+def _reason(error: Any) -> str:
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"HTTP {response.status_code} from {response.url}"
+    request = getattr(error, "request", None)
+    place = f" from {request.url}" if request is not None else ""
+    return f"{type(error).__name__}{place}"
+
+
+def _by_hand(entry: Entry, folder: Path) -> str:
+    others = "a folder that --data-dir or SPIKECL_DATA names"
+    return f"put {entry.full.file} into {folder} or into {others}"

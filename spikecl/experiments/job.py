@@ -1,0 +1,162 @@
+"""A job: everything a run needs, and the name its results go under."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+
+from spikecl.component import to_table
+from spikecl.continual import MethodSpec
+from spikecl.continual.compose import method_name
+from spikecl.data import load
+from spikecl.encoding import Encoder
+from spikecl.errors import ConfigError
+from spikecl.experiments.config import CheckpointPolicy, Config
+from spikecl.experiments.environment import choose_device
+from spikecl.learner import Learner, TrainPlan
+from spikecl.networks import Network, NetworkSpec
+from spikecl.optim import OptimiserSpec
+from spikecl.registry import ENCODINGS, METHODS, NETWORKS, OPTIMISERS, TRAINERS, Registry
+from spikecl.seeds import Seeds
+from spikecl.streams import Reveal, Stream
+from spikecl.trainers import Trainer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """What is to be run. ``config`` is the file's table where the run came from one."""
+
+    stream: Stream
+    network: NetworkSpec | Network
+    encoder: Encoder
+    trainer: Trainer
+    methods: tuple[MethodSpec, ...]
+    optimiser: OptimiserSpec
+    plan: TrainPlan
+    checkpoint: CheckpointPolicy
+    seed: int
+    threads: int
+    device: str
+    config: Mapping[str, Any] | None = None
+
+    @classmethod
+    def from_config(cls, config: Config, *, data_dir: Path | None) -> Job:
+        """Load the data and make the stream of a configuration."""
+        data = load(config.data.name, data_dir=data_dir)
+        return cls(
+            stream=config.stream.make(data, config.run.seed),
+            network=config.network,
+            encoder=config.encoding,
+            trainer=config.trainer,
+            methods=config.methods,
+            optimiser=config.optimiser,
+            plan=config.train,
+            checkpoint=config.checkpoint,
+            seed=config.run.seed,
+            threads=config.run.threads,
+            device=config.run.device,
+            config=config.table(),
+        )
+
+    def learner(self) -> Learner:
+        """Return a learner at the start."""
+        shape, classes = self.stream.input_shape, self.stream.classes
+        given = self.network
+        network = given.build(shape, classes) if isinstance(given, NetworkSpec) else given
+        learner = Learner(
+            stream=self.stream,
+            network=network,
+            encoder=self.encoder,
+            trainer=self.trainer,
+            methods=self.methods,
+            optimiser=self.optimiser,
+            plan=self.plan,
+            seeds=Seeds(self.seed),
+            device=choose_device(self.device),
+        )
+        check_shapes(learner)
+        return learner
+
+    def names(self) -> dict[str, str]:
+        """Return the names that stand in the summary."""
+        return {
+            "method": "+".join(method_name(spec) for spec in self.methods),
+            "network": _name(NETWORKS, self.network),
+            "trainer": _name(TRAINERS, self.trainer),
+            "encoding": _name(ENCODINGS, self.encoder),
+            "optimiser": _name(OPTIMISERS, self.optimiser),
+            "stream": self.stream.name,
+        }
+
+    def identity(self) -> dict[str, Any] | None:
+        """Return what the results depend on, or ``None`` if a part cannot be described.
+
+        Only registered components can: code typed into a notebook may change under the same name.
+        """
+        parts: list[tuple[Registry, Sequence[Any]]] = [
+            (NETWORKS, [self.network]),
+            (ENCODINGS, [self.encoder]),
+            (TRAINERS, [self.trainer]),
+            (OPTIMISERS, [self.optimiser]),
+            (METHODS, self.methods),
+        ]
+        table: dict[str, Any] = {}
+        for registry, components in parts:
+            names = [registry.name_of(type(c)) for c in components]
+            if None in names:
+                return None
+            table[registry.kind] = [[n, to_table(c)] for n, c in zip(names, components)]
+        return {
+            **table,
+            "train": to_table(self.plan),
+            "threads": self.threads,
+            "device": self.device,
+            "seed": self.seed,
+            "stream": self.stream.fingerprint(),
+        }
+
+    def run_id(self) -> str:
+        """Return ``<stream>-<method>-s<seed>-<hash8>``; an unnamed run gets a random end."""
+        identity = self.identity()
+        text = uuid4().hex if identity is None else json.dumps(identity, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        prefix = "unnamed-" if identity is None else ""
+        stem = f"{prefix}{self.stream.name}-{self.names()['method']}"
+        return f"{re.sub(r'[^A-Za-z0-9_+.-]', '_', stem)}-s{self.seed}-{digest}"
+
+    @property
+    def chosen_matrix(self) -> str:
+        """Which accuracy is the run's own: task-aware where the task is revealed."""
+        return "aware" if Reveal.TASK_ID_EVAL in self.stream.reveal else "agnostic"
+
+
+def first_batch(learner: Learner) -> torch.Tensor:
+    """Return a first encoded test batch, to see shapes and kernels with."""
+    test = next(iter(learner.stream.eval_sets.values()))
+    x = test.samples.load().take(slice(0, learner.plan.eval_batch)).x.to(learner.device)
+    generator = learner.seeds.generator("probe") if learner.encoder.random else None
+    return learner.encoder.encode(x, learner.statistics, generator)
+
+
+def check_shapes(learner: Learner) -> None:
+    """Refuse a network whose input or output does not fit the stream."""
+    x = first_batch(learner)
+    synapses = list(learner.network.synapses.values())
+    inputs, outputs = synapses[0].weight.shape[1], synapses[-1].weight.shape[0]
+    if (inputs, outputs) != (x[0, 0].numel(), learner.stream.classes):
+        raise ConfigError(
+            f"the network takes {inputs} inputs and gives {outputs} classes; stream "
+            f"'{learner.stream.name}' has {x[0, 0].numel()} and {learner.stream.classes}"
+        )
+
+
+def _name(registry: Registry, component: object) -> str:
+    return registry.name_of(type(component)) or type(component).__name__

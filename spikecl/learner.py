@@ -1,0 +1,477 @@
+"""The host loop: a stream, a network, a trainer and methods make a generator of ticks.
+
+The learner reads nothing, writes nothing and prints nothing. It can stop at any tick: its whole
+state is in ``state_dict``, and a learner that takes it back goes on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikecl.component import PositiveInt, component
+from spikecl.continual.compose import Composition, check_slots, method_name
+from spikecl.continual.method import Context, MethodSpec, check_reveal
+from spikecl.encoding import Encoder, InputStatistics, cross_entropy
+from spikecl.errors import NonFiniteLossError, PairingError
+from spikecl.metrics import AccuracyMatrix
+from spikecl.networks import Network, initialise
+from spikecl.optim import OptimiserSpec
+from spikecl.seeds import Seeds
+from spikecl.storage import State, nbytes, to_device
+from spikecl.streams import Adapt, Batch, Evaluate, Experience, Loaded, Reveal, Stream, Unlearn
+from spikecl.trainers import Factors, Trainer
+
+WINDOW = 50  # steps between two looks at the loss: a look waits for the device
+
+
+@component
+class TrainPlan:
+    """How each experience is trained and what is tested.
+
+    Args:
+        epochs: Passes over each experience.
+        batch: Samples per step.
+        eval_batch: Samples per forward pass in tests.
+        evaluate: After each event, test on the sets taught so far and the next one (all that the
+            metrics need), or on all.
+    """
+
+    epochs: PositiveInt = 1
+    batch: PositiveInt = 64
+    eval_batch: PositiveInt = 256
+    evaluate: Literal["seen_and_next", "all"] = "seen_and_next"
+
+
+@dataclass(slots=True)
+class Position:
+    """Where a learner stands; event -1 is the test of the untrained network."""
+
+    event: int = -1
+    epoch: int = 0
+    step: int = 0
+    stage: Literal["train", "test"] = "test"
+    samples: int = 0
+
+
+class Tick(NamedTuple):
+    """Something happened: rows for the record, and how far the learner is."""
+
+    kind: Literal["step", "window", "epoch", "test", "event"]
+    position: Position
+    rows: list[dict[str, Any]]
+
+
+class Learner:
+    """Runs a stream through a network.
+
+    Args:
+        stream: Events.
+        network: The network; its weights are drawn from ``seeds`` here.
+        encoder: Intensities to input over time.
+        trainer: Credit assignment.
+        methods: Descriptions of the methods to compose.
+        optimiser: Description of the optimiser; started afresh at each revealed boundary.
+        plan: Epochs and batches.
+        seeds: Root of all randomness.
+        device: Where to compute.
+
+    Raises:
+        PairingError: A trainer or method needs what the stream hides; nothing was started.
+    """
+
+    def __init__(
+        self,
+        *,
+        stream: Stream,
+        network: Network,
+        encoder: Encoder,
+        trainer: Trainer,
+        methods: Sequence[MethodSpec],
+        optimiser: OptimiserSpec,
+        plan: TrainPlan,
+        seeds: Seeds,
+        device: torch.device,
+    ):
+        check_pairings(stream, trainer, methods)
+        self.stream, self.network, self.encoder, self.trainer = stream, network, encoder, trainer
+        self.plan, self.seeds, self.device = plan, seeds, device
+        initialise(network, seeds)
+        network.to(device)
+        self.at = Position()
+        context = Context(network, optimiser, seeds, stream.reveal, stream.classes, device)
+        self.methods = Composition(methods, context)
+        self._optimiser_spec = optimiser
+        self.optimiser = optimiser.start(network.weights())
+        self.statistics = self._first_statistics()
+        self._rows: list[list[dict[str, float]]] = [[], []]  # aware, agnostic
+        self._row: list[dict[str, float]] = [{}, {}]
+        self._losses = torch.zeros(WINDOW, device=device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        hooks = self.methods.hooks
+        self._hooks = {name: hooks(name) for name in _STEP_HOOKS}
+        self._predict = hooks("predict")
+        self._mask: Tensor | None = None
+        self._steps_per_epoch = 1
+        self.method_bytes = 0
+
+    # ---- the loop -------------------------------------------------------------------------------
+
+    def ticks(self) -> Iterator[Tick]:
+        """Yield a tick after every step, look at the loss, epoch, test and event."""
+        while self.at.event < len(self.stream):
+            if self.at.stage == "train":
+                yield from self._handle()
+                self.at.stage, self.at.epoch, self.at.step = "test", 0, 0
+            yield from self._test()
+            for rows, row in zip(self._rows, self._row):
+                rows.append(row)
+            self._row = [{}, {}]
+            said = self.methods.report() if self.at.event >= 0 else {}
+            self.at.event, self.at.stage = self.at.event + 1, "train"
+            rows_out = [self._record("report", name, said[name]) for name in said]
+            yield Tick("event", self.at, rows_out)
+            if self.at.event == len(self.stream):
+                return
+
+    def _handle(self) -> Iterator[Tick]:
+        event = self.stream[self.at.event]
+        if isinstance(event, Experience):
+            yield from self._learn(event)
+        elif isinstance(event, Unlearn):
+            for forget in self.methods.hooks("unlearn"):
+                forget(event)
+        elif isinstance(event, Adapt):
+            yield from self._adapt(event)
+
+    def _learn(self, event: Experience) -> Iterator[Tick]:
+        view = self.stream.view(event)
+        boundary = Reveal.BOUNDARY in self.stream.reveal
+        self._mask = self._class_mask(view.classes if _has_task(self.stream) else None)
+        samples = view.samples
+        if self.at.epoch == self.at.step == 0 and (boundary or self.at.event == 0):
+            for begin in self.methods.hooks("begin"):
+                begin(view)
+            self.optimiser = self._optimiser_spec.start(self.network.weights())
+        for choose in self.methods.hooks("training_set"):
+            samples = choose(samples, view)
+        loaded = samples.load().to(self.device)
+        for epoch in range(self.at.epoch, self.plan.epochs):
+            yield from self._epoch(loaded, epoch)
+            for end_epoch in self.methods.hooks("end_epoch"):
+                end_epoch()
+            self.at.epoch, self.at.step = epoch + 1, 0
+            yield Tick("epoch", self.at, [])
+        self.method_bytes = max(self.method_bytes, self.methods.nbytes())
+        if boundary or self.at.event == len(self.stream) - 1:
+            for end in self.methods.hooks("end"):
+                end(view)
+
+    def _epoch(self, loaded: Loaded, epoch: int) -> Iterator[Tick]:
+        generator = self.seeds.generator("order", event=self.at.event, epoch=epoch)
+        order = torch.randperm(len(loaded), generator=generator).to(self.device)
+        batches = torch.split(order, self.plan.batch)
+        self._steps_per_epoch = len(batches)
+        for step in range(self.at.step, len(batches)):
+            batch = loaded.take(batches[step])
+            self._step(batch, epoch, step)
+            self.at.step, self.at.samples = step + 1, self.at.samples + len(batch.x)
+            if (step + 1) % WINDOW == 0 or step + 1 == len(batches):
+                yield Tick("window", self.at, self._look(loaded, step))
+            else:
+                yield Tick("step", self.at, [])
+
+    def _step(self, batch: Batch, epoch: int, step: int) -> None:
+        hooks = self._hooks
+        for extend in hooks["extend_batch"]:
+            batch = extend(batch)
+        x = self._encode(batch.x, "encode", self.at.event, epoch, step)
+        weights: Mapping[str, Tensor] | None = None
+        if hooks["weights"]:
+            weights = dict(self.network.weights())
+            for effective in hooks["weights"]:
+                weights = effective(weights)
+
+        def output_loss(logits: Tensor) -> Tensor:
+            logits = logits if self._mask is None else logits + self._mask
+            for change in hooks["logits"]:
+                logits = change(logits)
+            assert batch.y is not None
+            loss = cross_entropy(logits, batch.y)
+            for term in hooks["output_loss"]:
+                loss = term(loss, logits, batch)
+            return loss
+
+        factors = self.trainer.factors(self.network, x, output_loss, weights)
+        with torch.no_grad():
+            self._apply(factors, batch)
+            self._losses[step % WINDOW] = factors.loss
+            logits = factors.logits if self._mask is None else factors.logits + self._mask
+            self._correct += _hits(logits, batch.y)
+
+    def _apply(self, factors: Factors, batch: Batch) -> None:
+        """From factors to the step: gradients, optimiser, update, each with its hooks."""
+        hooks, synapses = self._hooks, factors.synapses
+        for change in hooks["factors"]:
+            synapses = change(synapses, batch)
+        gradients: Mapping[str, Tensor] = form_gradients(self.network, synapses, factors.direct)
+        for change in hooks["gradients"]:
+            gradients = change(gradients)
+        if not hooks["update"]:
+            self.optimiser.step(gradients)
+        else:
+            parameters = self.network.weights()
+            old = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+            self.optimiser.step(gradients)
+            update: Mapping[str, Tensor] = {n: p - old[n] for n, p in parameters.items()}
+            for change in hooks["update"]:
+                update = change(update)
+            for name, parameter in parameters.items():
+                parameter.copy_(old[name] + update[name])
+        for after in hooks["after_step"]:
+            after()
+
+    def check_finite(self) -> None:
+        """Raise if a loss since the last look was infinite or NaN; the step is named."""
+        finite = torch.isfinite(self._losses)
+        if self.at.step == 0 or bool(finite.all()):
+            return
+        last = self.at.step - 1
+        first = last - last % WINDOW
+        bad = int((~finite).nonzero()[0])
+        raise NonFiniteLossError(
+            f"the loss is {float(self._losses[bad])} at event {self.at.event}, epoch "
+            f"{self.at.epoch}, step {first + bad}; lower optimiser.lr, or look at the data"
+        )
+
+    def _look(self, loaded: Loaded, step: int) -> list[dict[str, Any]]:
+        """Read the losses since the last look; the one wait for the device."""
+        count = step % WINDOW + 1
+        losses = self._losses[:count].clone()
+        self.check_finite()
+        self._losses.zero_()
+        seen = min((step + 1) * self.plan.batch, len(loaded)) - (step + 1 - count) * self.plan.batch
+        accuracy = int(self._correct) / seen
+        self._correct.zero_()
+        return [
+            self._record("train", "loss", float(losses.mean())),
+            self._record("train", "accuracy", accuracy),
+        ]
+
+    # ---- tests ----------------------------------------------------------------------------------
+
+    def _test(self) -> Iterator[Tick]:
+        for name in self._sets_to_test():
+            if name in self._row[0]:
+                continue
+            for row, value in zip(self._row, self._accuracies(name)):
+                row[name] = value
+            aware, agnostic = (row[name] for row in self._row)
+            rows = [self._record("test", "accuracy_task_aware", aware, name)]
+            rows.append(self._record("test", "accuracy_task_agnostic", agnostic, name))
+            yield Tick("test", self.at, rows)
+
+    def _sets_to_test(self) -> list[str]:
+        sets, now = self.stream.eval_sets, self.at.event
+        last = now == len(self.stream) - 1
+        if now < 0 or last or self.plan.evaluate == "all":
+            return list(sets)
+        event = self.stream[now]
+        extra = event.sets if isinstance(event, Evaluate) else ()
+        return [name for name, s in sets.items() if s.taught[0] <= now + 1 or name in extra]
+
+    def _accuracies(self, name: str) -> tuple[float, float]:
+        """Return accuracy among the task's classes, and among all."""
+        test = self.stream.eval_sets[name]
+        loaded = test.samples.load().to(self.device)
+        mask = self._class_mask(test.classes)
+        task, place = self.stream.task_of(name), list(self.stream.eval_sets).index(name)
+        hits = torch.zeros(2, dtype=torch.int64, device=self.device)
+        for step, start in enumerate(range(0, len(loaded), self.plan.eval_batch)):
+            batch = loaded.take(slice(start, start + self.plan.eval_batch))
+            x = self._encode(batch.x, "encode-test", self.at.event + 1, place, step)
+            logits = self._logits(x, task)
+            aware = logits if mask is None else logits + mask
+            hits[0] += _hits(aware, batch.y)
+            hits[1] += _hits(logits, batch.y)
+        counts = hits.tolist()
+        return counts[0] / len(loaded), counts[1] / len(loaded)
+
+    @torch.no_grad()
+    def _logits(self, x: Tensor, task: int | None) -> Tensor:
+        for predict in self._predict:
+            logits: Tensor = predict(x, task)
+            return logits
+        return self.network(x).logits  # type: ignore[no-any-return]
+
+    def _adapt(self, event: Adapt) -> Iterator[Tick]:
+        """Score each batch with the logits given when it came (prequential)."""
+        truth = event.inputs.load().to(self.device)
+        loaded = self.stream.view(event).samples.load().to(self.device)
+        hits = torch.zeros((), dtype=torch.int64, device=self.device)
+        adapt = self.methods.hooks("adapt")
+        for step, start in enumerate(range(0, len(loaded), self.plan.batch)):
+            rows = slice(start, start + self.plan.batch)
+            x = self._encode(loaded.take(rows).x, "encode", self.at.event, 0, step)
+            logits = adapt[0](x, event) if adapt else self._logits(x, None)
+            hits += _hits(logits, truth.take(rows).y)
+        name = f"{event.corruption}-{event.severity}"
+        accuracy = self._record("adapt", "accuracy", int(hits) / len(loaded), name)
+        yield Tick("test", self.at, [accuracy])
+
+    def matrices(self) -> tuple[AccuracyMatrix, AccuracyMatrix]:
+        """Return the task-aware and the task-agnostic accuracy matrix of the events so far."""
+        names = list(self.stream.eval_sets)
+        taught = [s.taught for s in self.stream.eval_sets.values()]
+        aware, agnostic = (
+            AccuracyMatrix(np.array([[row.get(n, np.nan) for n in names] for row in rows]), taught)
+            for rows in self._rows
+        )
+        return aware, agnostic
+
+    # ---- state ----------------------------------------------------------------------------------
+
+    def state_dict(self) -> State:
+        """Return everything needed to go on."""
+        return {
+            "position": asdict(self.at),
+            "network": {name: p.detach() for name, p in self.network.weights().items()},
+            "optimiser": self.optimiser.state_dict(),
+            "methods": self.methods.state_dict(),
+            "rows": {"aware": self._rows[0], "agnostic": self._rows[1]},
+            "row": {"aware": self._row[0], "agnostic": self._row[1]},
+            "losses": self._losses,
+            "correct": self._correct,
+            "method_bytes": self.method_bytes,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: State) -> None:
+        """Go on from where :meth:`state_dict` was taken."""
+        state = to_device(state, self.device)
+        self.at = Position(**state["position"])
+        for name, parameter in self.network.weights().items():
+            parameter.copy_(state["network"][name])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.methods.load_state_dict(state.get("methods", {}))
+        self._rows = [state["rows"]["aware"], state["rows"]["agnostic"]]
+        self._row = [state["row"]["aware"], state["row"]["agnostic"]]
+        self._losses.copy_(state["losses"])
+        self._correct.copy_(state["correct"])
+        self.method_bytes = state["method_bytes"]
+
+    # ---- how far --------------------------------------------------------------------------------
+
+    def fraction(self) -> float:
+        """Return the part of the stream that is done, 0 to 1; every event counts the same."""
+        at = self.at
+        if at.event < 0:
+            return 0.0
+        epochs = at.epoch + min(at.step / self._steps_per_epoch, 1.0)
+        inside = 1.0 if at.stage == "test" else epochs / self.plan.epochs
+        return min((at.event + inside) / len(self.stream), 1.0)
+
+    def accuracy_so_far(self) -> float | None:
+        """Return the mean accuracy over the sets taught so far at their last test."""
+        which = 0 if Reveal.TASK_ID_EVAL in self.stream.reveal else 1
+        if len(self._rows[which]) < 2:
+            return None
+        row, last = self._rows[which][-1], len(self._rows[which]) - 2
+        seen = [row[n] for n, s in self.stream.eval_sets.items() if s.taught[0] <= last]
+        return sum(seen) / len(seen) if seen else None
+
+    # ---- helpers --------------------------------------------------------------------------------
+
+    def _encode(self, x: Tensor, name: str, event: int, epoch: int, step: int) -> Tensor:
+        generator = None
+        if self.encoder.random:
+            generator = self.seeds.generator(name, event=event, epoch=epoch, step=step)
+        return self.encoder.encode(x, self.statistics, generator)
+
+    def _first_statistics(self) -> InputStatistics:
+        for event in self.stream:
+            if isinstance(event, Experience):
+                x = event.train.load().take(slice(None, 10_000)).x.double()
+                return InputStatistics(float(x.mean()), float(x.std()) or 1.0)
+        return InputStatistics()
+
+    def _class_mask(self, classes: tuple[int, ...] | None) -> Tensor | None:
+        """Return 0 for allowed classes and -inf for the others; ``None`` when all are allowed."""
+        if classes is None or len(classes) == self.stream.classes:
+            return None
+        mask = torch.full((self.stream.classes,), -torch.inf)
+        mask[list(classes)] = 0.0
+        return mask.to(self.device)
+
+    def _record(
+        self, phase: str, metric: str, value: object, eval_set: str | None = None
+    ) -> dict[str, Any]:
+        return {
+            "event": self.at.event,
+            "phase": phase,
+            "epoch": self.at.epoch,
+            "step": self.at.step,
+            "samples_seen": self.at.samples,
+            "eval_set": eval_set,
+            "metric": metric,
+            "value": value,
+        }
+
+
+_STEP_HOOKS = (
+    "extend_batch",
+    "weights",
+    "logits",
+    "output_loss",
+    "factors",
+    "gradients",
+    "update",
+    "after_step",
+)
+
+
+def form_gradients(
+    network: Network, factors: Mapping[str, Any], direct: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Form each synapse's gradients from its factor, once."""
+    gradients = dict(direct)
+    for name, synapse in network.synapses.items():
+        gradients[f"{name}.weight"] = factors[name].gradient()
+        if synapse.bias is not None:
+            gradients[f"{name}.bias"] = factors[name].bias_gradient()
+    return gradients
+
+
+def check_pairings(stream: Stream, trainer: Trainer, methods: Sequence[MethodSpec]) -> None:
+    """Refuse, before anything starts, what cannot work together; both sides are named."""
+    name = type(trainer).__name__.lower()
+    check_reveal("trainer", name, trainer.needs, stream.name, stream.reveal)
+    for spec in methods:
+        check_reveal("method", method_name(spec), spec.needs, stream.name, stream.reveal)
+    check_slots(methods)
+    if any(isinstance(event, Unlearn) for event in stream):
+        deaf = [method_name(spec) for spec in methods if "unlearn" not in spec.offers]
+        if deaf or not methods:
+            raise PairingError(
+                f"stream '{stream.name}' has unlearning requests, which {deaf or 'no method'} "
+                "cannot serve; use methods that offer 'unlearn'"
+            )
+
+
+def _hits(logits: Tensor, labels: Tensor | None) -> Tensor:
+    assert labels is not None
+    return logits.argmax(1).eq(labels).sum()
+
+
+def _has_task(stream: Stream) -> bool:
+    return Reveal.TASK_ID_TRAIN in stream.reveal and Reveal.CLASSES in stream.reveal
+
+
+def model_nbytes(network: Network) -> int:
+    """Return the bytes of the network's parameters."""
+    return nbytes(*network.weights().values())

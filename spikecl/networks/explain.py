@@ -1,0 +1,47 @@
+"""Which kernel runs where, and why."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from spikecl.kernels import choose
+from spikecl.networks.layer import Layer, Spiking
+from spikecl.networks.network import Network, Tap
+
+
+class Plan(NamedTuple):
+    """How one layer is computed."""
+
+    layer: str
+    synapse: str
+    rows: int
+    kernel: str
+    reason: str
+
+
+def explain(network: Network, batch: Tensor) -> list[Plan]:
+    """Return the plan of each layer for an input [T, B, *features].
+
+    Example:
+        >>> from spikecl.networks import SpikingMlp
+        >>> net = SpikingMlp(hidden=(8,)).build((4,), 2)
+        >>> explain(net, torch.zeros(3, 5, 4))[0].kernel
+        'fused'
+    """
+    taps: dict[str, Tap] = {}
+    network(batch, taps=taps)
+    plans = []
+    for name, module in network.layers.items():
+        layer, rows = cast(Layer, module), len(taps[name].rows)
+        shape = "x".join(str(n) for n in reversed(layer.synapse.weight.shape))
+        kernel, reason = "linear", "no neuron: the current is the output"
+        if isinstance(layer.neuron, Spiking):
+            current = torch.empty(len(batch), batch.shape[1], 1)
+            kernel, reason = choose(layer.neuron.neuron, current)
+        elif layer.neuron is not None:
+            kernel, reason = "relu", "units without memory"
+        plans.append(Plan(name, f"one product {shape}", rows, kernel, reason))
+    return plans

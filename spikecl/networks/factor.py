@@ -1,0 +1,107 @@
+"""Factors of a synapse's gradient, and the cheapest way from them to the gradient.
+
+A gradient of a linear synapse is ``G = delta^T x``. Where the presynaptic rows are to lie outside
+a subspace with orthonormal rows ``H`` [k, n] (its complement has the orthonormal columns ``Q``
+[n, f]), the projected gradient is, in exact arithmetic, any of::
+
+    delta^T (x - (x H^T) H)      rows
+    G - (G H^T) H                gradient
+    (delta^T (x Q)) Q^T          coordinates of the complement
+
+They cost differently; :meth:`Factor.gradient` counts multiplications and takes the least.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Complement:
+    """The directions left free by a subspace.
+
+    Args:
+        basis: Orthonormal rows H [k, n] of the subspace.
+        free: Orthonormal columns Q [n, f] of its complement, k + f = n.
+    """
+
+    basis: Tensor
+    free: Tensor
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Return the part of rows [R, n] outside the subspace, on the cheaper side."""
+        if self.basis.shape[0] <= self.free.shape[1]:
+            return x - (x @ self.basis.T) @ self.basis
+        return (x @ self.free) @ self.free.T
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """Return rows [R, n] in coordinates of the complement [R, f]."""
+        return x @ self.free
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """What a trainer says about one synapse.
+
+    Args:
+        x: Rows [R, n_in] the gradient is formed from: activity or eligibility trace.
+        delta: Error rows [R, n_out].
+        transmitted: Rows [R', n_in] the synapse passed forward: what a later change of the weights
+            must leave alone if old outputs are to stay.
+        outside: Project the rows ``x`` out of a subspace; ``None`` leaves them.
+        z: ``x`` in coordinates of the complement, when somebody has them already.
+        residual: ``x`` projected out of the subspace, when somebody has it already.
+    """
+
+    x: Tensor
+    delta: Tensor
+    transmitted: Tensor
+    outside: Complement | None = None
+    z: Tensor | None = None
+    residual: Tensor | None = None
+
+    def project(
+        self, outside: Complement, *, z: Tensor | None = None, residual: Tensor | None = None
+    ) -> Factor:
+        """Return the factor of the gradient projected out of a subspace."""
+        return replace(self, outside=outside, z=z, residual=residual)
+
+    def gradient(self) -> Tensor:
+        """Return the weight gradient [n_out, n_in]."""
+        if self.outside is None:
+            return self.delta.T @ self.x
+        side = self.cheapest()
+        if side == "coordinates":
+            z = self.outside.coordinates(self.x) if self.z is None else self.z
+            return (self.delta.T @ z) @ self.outside.free.T
+        if side == "rows":
+            return self.delta.T @ self._residual()
+        return self.outside.residual(self.delta.T @ self.x)
+
+    def bias_gradient(self) -> Tensor:
+        """Return the bias gradient [n_out]."""
+        return self.delta.sum(0)
+
+    def cheapest(self) -> str:
+        """Return the side with the fewest multiplications: rows, gradient or coordinates."""
+        assert self.outside is not None
+        (rows, n), m = self.x.shape, self.delta.shape[1]
+        f = self.outside.free.shape[1]
+        into = 0 if self.z is not None else rows * n * f
+        out = 2 * rows * n * min(f, n - f) if self.residual is None else 0
+        cost = {
+            "rows": min(out, into + rows * n * f) + rows * m * n,
+            "gradient": rows * m * n + 2 * m * n * min(f, n - f),
+            "coordinates": into + rows * m * f + m * f * n,
+        }
+        return min(cost, key=lambda side: cost[side])
+
+    def _residual(self) -> Tensor:
+        if self.residual is not None:
+            return self.residual
+        assert self.outside is not None
+        if self.z is not None and self.z.shape[1] <= 2 * self.outside.basis.shape[0]:
+            return self.z @ self.outside.free.T
+        return self.outside.residual(self.x)

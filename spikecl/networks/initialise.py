@@ -1,0 +1,25 @@
+"""Initial weights, drawn from named seeds."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from spikecl.networks.network import Network
+from spikecl.seeds import Seeds
+
+
+@torch.no_grad()
+def initialise(network: Network, seeds: Seeds) -> None:
+    """Draw all weights and biases from ``U(-1/sqrt(n_in), 1/sqrt(n_in))``.
+
+    Each synapse has a generator of its own (``init``, its position), so adding a layer changes no
+    other; drawn on the CPU, so a device changes nothing.
+    """
+    for position, synapse in enumerate(network.synapses.values()):
+        generator = seeds.generator("init", event=position)
+        bound = 1 / math.sqrt(synapse.weight.shape[1])
+        for parameter in synapse.parameters():
+            drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+            parameter.copy_(drawn)

@@ -1,0 +1,118 @@
+"""Optimisers: descriptions of ``torch.optim``'s, stepping on gradients that are handed in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from spikecl.component import PositiveFloat, component
+from spikecl.storage import State, nbytes
+
+NonNegative = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Optimiser:
+    """A running optimiser over named parameters."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], inner: torch.optim.Optimizer):
+        self._parameters = dict(parameters)
+        self._inner = inner
+
+    def step(self, gradients: Mapping[str, Tensor]) -> None:
+        """Apply gradients; a parameter without one stays. No gradient is left behind."""
+        for name, gradient in gradients.items():
+            self._parameters[name].grad = gradient
+        self._inner.step()
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
+    def state_dict(self) -> State:
+        """Return the state by parameter name."""
+        names = list(self._parameters)
+        inner = self._inner.state_dict()["state"]
+        return {names[index]: dict(entries) for index, entries in inner.items()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take a state back, in place of the present one."""
+        names = list(self._parameters)
+        inner = self._inner.state_dict()
+        inner["state"] = {names.index(name): dict(entries) for name, entries in state.items()}
+        self._inner.load_state_dict(inner)
+
+    def nbytes(self) -> int:
+        """Return the bytes of the state."""
+        return sum(
+            nbytes(*(v for v in entries.values() if isinstance(v, Tensor)))
+            for entries in self._inner.state.values()
+        )
+
+
+class OptimiserSpec(ABC):
+    """Describes an optimiser; ``start`` makes a running one."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def keeps_row_space(self) -> bool:
+        """Whether every update of a matrix lies in the span of the rows of past gradients.
+
+        Then projecting the gradient is projecting the update. Adam's per-weight scaling and weight
+        decay leave that span.
+        """
+
+    @abstractmethod
+    def start(self, parameters: Mapping[str, nn.Parameter]) -> Optimiser:
+        """Return an optimiser with fresh state."""
+
+
+@component
+class Sgd(OptimiserSpec):
+    """``b <- momentum b + g + weight_decay w;  w <- w - lr b``."""
+
+    lr: PositiveFloat = 0.1
+    momentum: Decay = 0.0
+    weight_decay: NonNegative = 0.0
+
+    @property
+    def keeps_row_space(self) -> bool:
+        """True without weight decay."""
+        return self.weight_decay == 0
+
+    def start(self, parameters: Mapping[str, nn.Parameter]) -> Optimiser:
+        """Return ``torch.optim.SGD``."""
+        options: dict[str, Any] = {"momentum": self.momentum, "weight_decay": self.weight_decay}
+        return Optimiser(
+            parameters, torch.optim.SGD(list(parameters.values()), lr=self.lr, **options)
+        )
+
+
+@component
+class Adam(OptimiserSpec):
+    """Adam (Kingma & Ba 2015), weight decay added to the gradient."""
+
+    lr: PositiveFloat = 0.001
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    weight_decay: NonNegative = 0.0
+
+    @property
+    def keeps_row_space(self) -> bool:
+        """False: each weight is scaled on its own."""
+        return False
+
+    def start(self, parameters: Mapping[str, nn.Parameter]) -> Optimiser:
+        """Return ``torch.optim.Adam``."""
+        options: dict[str, Any] = {
+            "betas": (self.beta1, self.beta2),
+            "weight_decay": self.weight_decay,
+        }
+        return Optimiser(
+            parameters, torch.optim.Adam(list(parameters.values()), lr=self.lr, **options)
+        )

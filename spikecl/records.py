@@ -1,0 +1,160 @@
+"""Records of runs: which files there are, how they are written and read.
+
+A run directory holds ``run.json`` (what ran, where, status), ``steps.jsonl`` (measurements, no
+times), ``timing.jsonl`` (times), ``matrix.json``, ``cost.json``, ``weights/`` and ``summary.json``
+(written last: a run with a summary is finished), and ``checkpoints/``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spikecl.errors import RunError, UsageError, suggest
+from spikecl.storage import read_json, writing
+
+FORMAT_VERSION = 1
+
+
+class RowLog:
+    """An append-only file of JSON rows that can be cut back to an earlier length."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        with writing(path):
+            self._file = path.open("ab")
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows; they reach the disk at the next :meth:`sync`."""
+        with writing(self.path):
+            for row in rows:
+                self._file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+
+    def sync(self) -> int:
+        """Flush to the disk and return the length in bytes."""
+        with writing(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def truncate(self, length: int) -> None:
+        """Drop everything after a length returned by :meth:`sync`."""
+        with writing(self.path):
+            self._file.truncate(length)
+            self._file.seek(length)
+
+    def close(self) -> None:
+        """Flush and close."""
+        with writing(self.path):
+            self._file.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the whole rows of a log; a half-written last line is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}); remove the run and start again") from None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunRecord:
+    """One run as its directory tells it."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """Name of the run directory."""
+        return self.path.name
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What ran: configuration, versions, host, status."""
+        return dict(read_json(self.path / "run.json"))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has its summary."""
+        return (self.path / "summary.json").exists()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Scalars of a finished run."""
+        if not self.finished:
+            raise RunError(
+                f"run {self.id} is {self.run['status']}; 'spikecl resume {self.id}' finishes it"
+            )
+        return dict(read_json(self.path / "summary.json"))
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        """Bytes, operations and energy estimate of a finished run."""
+        return dict(read_json(self.path / "cost.json"))
+
+    def matrix(self, kind: str | None = None) -> NDArray[np.float64]:
+        """Return the accuracy matrix; ``kind`` is ``aware`` or ``agnostic``, else the run's own."""
+        table = read_json(self.path / "matrix.json")
+        values = table[kind or table["chosen"]]
+        return np.array([[np.nan if v is None else v for v in row] for row in values])
+
+    def matrix_names(self) -> tuple[list[str], list[str]]:
+        """Return the names of the matrix's rows and columns."""
+        table = read_json(self.path / "matrix.json")
+        return list(table["rows"]), list(table["columns"])
+
+    def steps(self) -> list[dict[str, Any]]:
+        """Return the measurements in order."""
+        return read_rows(self.path / "steps.jsonl")
+
+
+def find_runs(runs_dir: Path) -> list[RunRecord]:
+    """Return all runs under a directory, sorted by name."""
+    return [RunRecord(path.parent) for path in sorted(runs_dir.glob("*/run.json"))]
+
+
+def find_run(given: str, runs_dir: Path) -> RunRecord:
+    """Return the run a path, a name or a unique prefix stands for."""
+    path = Path(given)
+    if (path / "run.json").exists():
+        return RunRecord(path.resolve())
+    runs = {record.id: record for record in find_runs(runs_dir)}
+    matches = [name for name in runs if name.startswith(given)]
+    if given in runs or len(matches) == 1:
+        return runs[given if given in runs else matches[0]]
+    if matches:
+        raise UsageError(f"'{given}' fits {len(matches)} runs: {', '.join(matches)}; give more")
+    raise UsageError(f"no run '{given}' in {runs_dir}{suggest(given, runs)}")
+
+
+def matrix_table(
+    aware: NDArray[np.float64],
+    agnostic: NDArray[np.float64],
+    *,
+    columns: list[str],
+    chosen: str,
+) -> dict[str, Any]:
+    """Return the content of ``matrix.json``; entries not measured are ``null``."""
+    rows = ["untrained", *(f"event{i}" for i in range(len(aware) - 1))]
+
+    def plain(values: NDArray[np.float64]) -> list[list[float | None]]:
+        return [[None if np.isnan(v) else float(v) for v in row] for row in values]
+
+    return {
+        "format_version": FORMAT_VERSION,
+        "rows": rows,
+        "columns": columns,
+        "chosen": chosen,
+        "aware": plain(aware),
+        "agnostic": plain(agnostic),
+    }

@@ -1,0 +1,81 @@
+"""Names of components: name → ``module:attribute``, imported when asked for.
+
+Other packages add their own through entry points of the group ``spikecl.<kind>s``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+from spikecl.errors import UsageError, suggest
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """A table of one kind of component, for the command line and configuration files."""
+
+    kind: str
+    table: Mapping[str, str]
+
+    def _all(self) -> dict[str, str]:
+        found = dict(self.table)
+        for point in entry_points(group=f"spikecl.{self.kind}s"):
+            if found.setdefault(point.name, point.value) != point.value:
+                raise UsageError(
+                    f"two packages offer the {self.kind} '{point.name}': {found[point.name]} and "
+                    f"{point.value}; uninstall one"
+                )
+        return found
+
+    def names(self) -> tuple[str, ...]:
+        """Return every known name, sorted."""
+        return tuple(sorted(self._all()))
+
+    def get(self, name: str) -> Any:
+        """Import and return what a name stands for."""
+        table = self._all()
+        if name not in table:
+            raise UsageError(f"unknown {self.kind} '{name}'{suggest(name, table)}")
+        module, attribute = table[name].split(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def name_of(self, cls: type[Any]) -> str | None:
+        """Return the name a class is registered under, or ``None``."""
+        place = f"{cls.__module__}:{cls.__qualname__}"
+        return next((name for name, value in self._all().items() if value == place), None)
+
+
+STREAMS = Registry(
+    "stream",
+    {
+        "permuted": "spikecl.streams.scenarios:Permuted",
+        "rotated": "spikecl.streams.scenarios:Rotated",
+        "split_classes": "spikecl.streams.scenarios:SplitClasses",
+        "joint": "spikecl.streams.scenarios:Joint",
+    },
+)
+ENCODINGS = Registry(
+    "encoding",
+    {"direct": "spikecl.encoding.encoders:Direct", "rate": "spikecl.encoding.encoders:Rate"},
+)
+NETWORKS = Registry(
+    "network",
+    {
+        "spiking_mlp": "spikecl.networks.build:SpikingMlp",
+        "mlp": "spikecl.networks.build:Mlp",
+    },
+)
+TRAINERS = Registry("trainer", {"bptt": "spikecl.trainers.bptt:Bptt"})
+OPTIMISERS = Registry("optimiser", {"sgd": "spikecl.optim:Sgd", "adam": "spikecl.optim:Adam"})
+METHODS = Registry(
+    "method",
+    {
+        "finetune": "spikecl.continual.finetune:Finetune",
+        "joint": "spikecl.continual.joint:JointTraining",
+        "hlop": "spikecl.continual.projection.hlop:Hlop",
+    },
+)

@@ -1,0 +1,52 @@
+"""Task streams: pure sequences of events, and what a learner may see of them."""
+
+from spikecl.streams.events import (
+    Adapt,
+    Batch,
+    Evaluate,
+    Event,
+    Experience,
+    Loaded,
+    Samples,
+    Unlearn,
+)
+from spikecl.streams.reveal import CLASS_IL, DOMAIN_IL, TASK_FREE, TASK_IL, LearnerView, Reveal
+from spikecl.streams.scenarios import (
+    Joint,
+    Permuted,
+    Rotated,
+    SplitClasses,
+    StreamSpec,
+    joint,
+    permuted,
+    rotated,
+    split_classes,
+)
+from spikecl.streams.stream import Stream
+
+__all__ = [
+    "CLASS_IL",
+    "DOMAIN_IL",
+    "TASK_FREE",
+    "TASK_IL",
+    "Adapt",
+    "Batch",
+    "Evaluate",
+    "Event",
+    "Experience",
+    "Joint",
+    "LearnerView",
+    "Loaded",
+    "Permuted",
+    "Reveal",
+    "Rotated",
+    "Samples",
+    "SplitClasses",
+    "Stream",
+    "StreamSpec",
+    "Unlearn",
+    "joint",
+    "permuted",
+    "rotated",
+    "split_classes",
+]

@@ -1,0 +1,292 @@
+"""Scenarios: pure functions from data to a stream, and their descriptions for configurations."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from spikecl.component import Floats, Ints, PositiveInt, component
+from spikecl.data import Data
+from spikecl.errors import ConfigError
+from spikecl.registry import STREAMS
+from spikecl.seeds import Seeds
+from spikecl.streams.events import Experience, Part, Samples, Transform, concatenate
+from spikecl.streams.reveal import CLASS_IL, DOMAIN_IL, TASK_IL, Reveal
+from spikecl.streams.stream import EvalSet, Stream
+from spikecl.streams.transforms import Permute, Rotate
+
+
+class StreamSpec(ABC):
+    """Describes a stream; ``make`` gives it data and a seed."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def make(self, data: Data, seed: int) -> Stream:
+        """Return the stream."""
+
+
+class _Source:
+    """The arrays of a data set as tensors, with sample ids that tell train from test."""
+
+    def __init__(self, data: Data):
+        self.data = data
+        self.train = self._split(data.x_train, data.y_train, 0)
+        self.test = self._split(data.x_test, data.y_test, len(data.x_train))
+        self.all_classes = tuple(range(data.classes))
+
+    @staticmethod
+    def _split(x: Any, y: Any, first: int) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.from_numpy(x), torch.from_numpy(y), torch.arange(first, first + len(x))
+
+    def samples(
+        self, split: Literal["train", "test"], index: Tensor | None, transform: Transform | None
+    ) -> Samples:
+        arrays = self.train if split == "train" else self.test
+        return Samples((Part(*arrays, index=index, transform=transform),), self.data.peak)
+
+
+def _stream(
+    name: str,
+    source: _Source,
+    seed: int,
+    reveal: Reveal,
+    parameters: Mapping[str, Any],
+    *,
+    classes: Sequence[tuple[int, ...]],
+    index: Sequence[tuple[Tensor | None, Tensor | None]],
+    transforms: Sequence[Transform | None],
+) -> Stream:
+    """Put a stream together from per-experience classes, (train, test) rows and transforms."""
+
+    def make(i: int) -> Experience:
+        train = source.samples("train", index[i][0], transforms[i])
+        return Experience(i, train, classes[i], task=i)
+
+    eval_sets = {
+        f"task{i}": EvalSet(source.samples("test", index[i][1], transforms[i]), classes[i], (i,))
+        for i in range(len(classes))
+    }
+    identity = {"stream": name, **parameters, "data": source.data.checksum}
+    return Stream(
+        f"{name}-{source.data.name}",
+        identity,
+        seed,
+        reveal,
+        source.data.classes,
+        source.data.input_shape,
+        len(classes),
+        make,
+        eval_sets,
+        {"name": name, **parameters},
+    )
+
+
+def permuted(data: Data, *, experiences: int = 10, seed: int = 0, old_data: bool = False) -> Stream:
+    """Return a stream whose every experience permutes the features in its own way.
+
+    All classes are in every experience (domain-incremental). Permutation i depends on the seed and
+    i alone; the first experience is permuted too (as in HLOP's and GPM's benchmark).
+    """
+    _at_least_one(experiences)
+    source, seeds = _Source(data), Seeds(seed)
+    size = source.train[0][0].numel()
+    transforms = [
+        Permute(torch.randperm(size, generator=seeds.generator("stream", event=i)))
+        for i in range(experiences)
+    ]
+    return _every_class(
+        "permuted", source, seed, transforms, {"experiences": experiences}, old_data
+    )
+
+
+def rotated(
+    data: Data,
+    *,
+    degrees: Sequence[float] = (0, 45, 90, 135),
+    seed: int = 0,
+    old_data: bool = False,
+) -> Stream:
+    """Return a stream whose experience i shows the images turned by ``degrees[i]``."""
+    _at_least_one(len(degrees))
+    if len(data.input_shape) not in (2, 3):
+        raise ConfigError(
+            f"rotated needs images [H, W] or [H, W, C]; {data.name} has samples of shape "
+            f"{list(data.input_shape)}; use permuted or split_classes"
+        )
+    source = _Source(data)
+    transforms = [Rotate(float(angle)) for angle in degrees]
+    parameters = {"degrees": [float(angle) for angle in degrees]}
+    return _every_class("rotated", source, seed, transforms, parameters, old_data)
+
+
+def split_classes(
+    data: Data,
+    *,
+    experiences: int = 5,
+    order: Sequence[int] | None = None,
+    reveal: Reveal = CLASS_IL,
+    seed: int = 0,
+    old_data: bool = False,
+) -> Stream:
+    """Return a stream that shows a few classes at a time.
+
+    Task- and class-incremental streams differ only in what is revealed: pass ``TASK_IL`` or
+    ``CLASS_IL``. Classes keep their labels. Where the classes do not divide evenly, the first
+    experiences have one more.
+
+    Args:
+        data: Data set.
+        experiences: Number of experiences, at most the number of classes.
+        order: Order in which the classes come; ``None`` draws one from the seed.
+        reveal: What learners may know.
+        seed: Seed of the order.
+        old_data: Also reveal earlier training data.
+
+    Raises:
+        ConfigError: More experiences than classes, or an order that is no permutation.
+    """
+    _at_least_one(experiences)
+    if experiences > data.classes:
+        raise ConfigError(
+            f"stream.experiences: got {experiences}, but {data.name} has {data.classes} classes; "
+            f"use 1 to {data.classes}"
+        )
+    generator = Seeds(seed).generator("stream")
+    drawn = torch.randperm(data.classes, generator=generator).tolist()
+    order = drawn if order is None else list(order)
+    if sorted(order) != list(range(data.classes)):
+        raise ConfigError(
+            f"stream.split_classes.order: got {order}; name each class 0 to {data.classes - 1} once"
+        )
+    source = _Source(data)
+    classes = [tuple(c.tolist()) for c in torch.tensor(order).tensor_split(experiences)]
+    index = [(_rows(source.train[1], c), _rows(source.test[1], c)) for c in classes]
+    return _stream(
+        "split_classes",
+        source,
+        seed,
+        reveal | Reveal.OLD_DATA if old_data else reveal,
+        {"experiences": experiences, "order": order},
+        classes=classes,
+        index=index,
+        transforms=[None] * experiences,
+    )
+
+
+def joint(base: Stream) -> Stream:
+    """Return a stream of one experience that has the samples of all of another stream's at once.
+
+    The test sets stay those of the base, so its accuracies are the upper bound to compare with.
+    """
+    events = [event for event in base if isinstance(event, Experience)]
+    classes = tuple(sorted({c for event in events for c in event.classes}))
+
+    def make(i: int) -> Experience:
+        return Experience(0, concatenate([event.train for event in events]), classes, task=0)
+
+    return Stream(
+        f"joint-{base.name}",
+        {"stream": "joint", "base": base.fingerprint()},
+        base.seed,
+        base.reveal & ~(Reveal.TASK_ID_TRAIN | Reveal.TASK_ID_EVAL),
+        base.classes,
+        base.input_shape,
+        1,
+        make,
+        {name: replace(e, taught=(0,)) for name, e in base.eval_sets.items()},
+        None if base.config is None else {"name": "joint", "base": dict(base.config)},
+    )
+
+
+def _every_class(
+    name: str,
+    source: _Source,
+    seed: int,
+    transforms: Sequence[Transform],
+    parameters: Mapping[str, Any],
+    old_data: bool,
+) -> Stream:
+    return _stream(
+        name,
+        source,
+        seed,
+        DOMAIN_IL | Reveal.OLD_DATA if old_data else DOMAIN_IL,
+        parameters,
+        classes=[source.all_classes] * len(transforms),
+        index=[(None, None)] * len(transforms),
+        transforms=transforms,
+    )
+
+
+def _rows(labels: Tensor, classes: tuple[int, ...]) -> Tensor:
+    return torch.isin(labels, torch.tensor(classes)).nonzero()[:, 0]
+
+
+def _at_least_one(experiences: int) -> None:
+    if experiences < 1:
+        raise ConfigError(f"stream.experiences: got {experiences}; use at least 1")
+
+
+@component
+class Permuted(StreamSpec):
+    """See :func:`permuted`."""
+
+    experiences: PositiveInt = 10
+    old_data: bool = False
+
+    def make(self, data: Data, seed: int) -> Stream:
+        """Return the stream."""
+        return permuted(data, experiences=self.experiences, seed=seed, old_data=self.old_data)
+
+
+@component
+class Rotated(StreamSpec):
+    """See :func:`rotated`."""
+
+    degrees: Floats = (0.0, 45.0, 90.0, 135.0)
+    old_data: bool = False
+
+    def make(self, data: Data, seed: int) -> Stream:
+        """Return the stream."""
+        return rotated(data, degrees=self.degrees, seed=seed, old_data=self.old_data)
+
+
+@component
+class SplitClasses(StreamSpec):
+    """See :func:`split_classes`; ``scenario`` is ``task`` or ``class`` incremental."""
+
+    experiences: PositiveInt = 5
+    scenario: Literal["task", "class"] = "class"
+    order: Ints | None = None
+    old_data: bool = False
+
+    def make(self, data: Data, seed: int) -> Stream:
+        """Return the stream."""
+        return split_classes(
+            data,
+            experiences=self.experiences,
+            order=self.order,
+            reveal=TASK_IL if self.scenario == "task" else CLASS_IL,
+            seed=seed,
+            old_data=self.old_data,
+        )
+
+
+@component
+class Joint(StreamSpec):
+    """All experiences of a base scenario at once; see :func:`joint`."""
+
+    base: Literal["permuted", "rotated", "split_classes"] = "permuted"
+    experiences: PositiveInt | None = None
+
+    def make(self, data: Data, seed: int) -> Stream:
+        """Return the stream."""
+        given = {} if self.experiences is None else {"experiences": self.experiences}
+        spec: StreamSpec = STREAMS.get(self.base)(**given)
+        return joint(spec.make(data, seed))

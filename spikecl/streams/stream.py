@@ -1,0 +1,116 @@
+"""A stream: a pure sequence of events with a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from spikecl.errors import UsageError
+from spikecl.streams.events import Adapt, Event, Experience, Samples
+from spikecl.streams.reveal import LearnerView, Reveal
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EvalSet:
+    """Samples to be tested on, the classes of their task, and the events that teach it."""
+
+    samples: Samples
+    classes: tuple[int, ...]
+    taught: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stream:
+    """Events computed from (specification, seed, position) alone: there is no cursor.
+
+    ``stream[:k]`` is the stream of the first k events; looping twice gives the same events twice.
+
+    Args:
+        name: Name for tables and run directories.
+        identity: What, with the seed, makes the stream what it is: specification, data checksum.
+        seed: Root seed of the stream's own choices.
+        reveal: What learners may know.
+        classes: Number of classes over all events.
+        input_shape: Shape of one sample.
+        length: Number of events.
+        make: From a position to the event there.
+        eval_sets: Test sets by name, one per task, independent of the events.
+        config: Table that rebuilds the stream, when it was made from one.
+    """
+
+    name: str
+    identity: Mapping[str, Any]
+    seed: int
+    reveal: Reveal
+    classes: int
+    input_shape: tuple[int, ...]
+    length: int
+    make: Callable[[int], Event]
+    eval_sets: Mapping[str, EvalSet]
+    config: Mapping[str, Any] | None = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, i: int) -> Event:
+        if not -self.length <= i < self.length:
+            raise IndexError(f"event {i} of a stream of {self.length}")
+        return self.make(i % self.length)
+
+    def __iter__(self) -> Iterator[Event]:
+        return (self.make(i) for i in range(self.length))
+
+    def take(self, n: int) -> Stream:
+        """Return the stream of the first n events; the test sets stay."""
+        if not 1 <= n <= self.length:
+            raise UsageError(f"take({n}) of a stream of {self.length} events; use 1 to its length")
+        return replace(self, length=n)
+
+    def with_reveal(self, reveal: Reveal) -> Stream:
+        """Return the same events with other things revealed."""
+        return replace(self, reveal=reveal)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of identity, seed, length and what is revealed."""
+        text = json.dumps(
+            {
+                "identity": dict(self.identity),
+                "seed": self.seed,
+                "length": self.length,
+                "reveal": self.reveal.names(),
+            },
+            sort_keys=True,
+        )
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def view(self, event: Event) -> LearnerView:
+        """Return what a learner may see of an event."""
+        reveal = self.reveal
+        shown = {"labels": Reveal.LABELS in reveal, "ids": Reveal.SAMPLE_IDS in reveal}
+        fields: dict[str, Any] = {}
+        if isinstance(event, Experience):
+            fields["samples"] = event.train.show(**shown)
+            if Reveal.TASK_ID_TRAIN in reveal:
+                fields["task"] = event.task
+            if Reveal.CLASSES in reveal:
+                fields["classes"] = event.classes
+            if Reveal.OLD_DATA in reveal:
+                fields["old"] = self._old(event.index, shown)
+        elif isinstance(event, Adapt):
+            fields["samples"] = event.inputs.show(labels=False, ids=shown["ids"])
+        if Reveal.BOUNDARY in reveal:
+            fields["index"] = event.index
+        return LearnerView(reveal, fields)
+
+    def _old(self, index: int, shown: Mapping[str, bool]) -> tuple[Samples, ...]:
+        events = (self.make(i) for i in range(index))
+        return tuple(e.train.show(**shown) for e in events if isinstance(e, Experience))
+
+    def task_of(self, eval_set: str) -> int | None:
+        """Return the position of a test set's task among the test sets, if it is revealed."""
+        if Reveal.TASK_ID_EVAL not in self.reveal:
+            return None
+        return list(self.eval_sets).index(eval_set)

@@ -1,0 +1,67 @@
+"""Pure changes of raw images, vectorised over samples."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+CHUNK = 4096
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Permute:
+    """Reorder the features of each sample: ``y[i] = x[order[i]]`` over the flattened features."""
+
+    order: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return [N, *shape] permuted."""
+        return x.flatten(1)[:, self.order].view(x.shape)
+
+    def describe(self) -> str:
+        """Return a digest of the order."""
+        return "permute:" + hashlib.sha256(self.order.numpy().tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Rotate:
+    """Rotate images [N, H, W] or [N, H, W, C] counter-clockwise about their centre, bilinearly.
+
+    Integer images are rounded back to their type; what comes in from outside is 0.
+    """
+
+    degrees: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the rotated images."""
+        if self.degrees % 360 == 0:
+            return x
+        return torch.cat([self._rotate(chunk) for chunk in x.split(CHUNK)])
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        grey = x.dim() == 3
+        images = (x[..., None] if grey else x).movedim(-1, 1).float()
+        a = math.radians(self.degrees)
+        h, w = images.shape[2:]
+        turn = torch.tensor(
+            [
+                [math.cos(a), -math.sin(a) * h / w, 0.0],
+                [math.sin(a) * w / h, math.cos(a), 0.0],
+            ]
+        )
+        grid = functional.affine_grid(
+            turn.expand(len(images), 2, 3), list(images.shape), align_corners=False
+        )
+        out = functional.grid_sample(images, grid, align_corners=False).movedim(1, -1)
+        if not x.dtype.is_floating_point:
+            out = out.round()
+        return (out[..., 0] if grey else out).to(x.dtype)
+
+    def describe(self) -> str:
+        """Return the angle."""
+        return f"rotate:{self.degrees!r}"

@@ -1,0 +1,6 @@
+"""Trainers: rules of credit assignment. A trainer turns a batch into factors and keeps nothing."""
+
+from spikecl.trainers.bptt import Bptt
+from spikecl.trainers.trainer import Factors, Trainer
+
+__all__ = ["Bptt", "Factors", "Trainer"]
