@@ -28,6 +28,7 @@ from spikecl.streams import Adapt, Batch, Evaluate, Experience, Loaded, Reveal, 
 from spikecl.trainers import Factors, Trainer
 
 WINDOW = 50  # steps between two looks at the loss: a look waits for the device
+TEST_CACHE_BYTES = 2**30
 
 
 @component
@@ -117,6 +118,7 @@ class Learner:
         self._hooks = {name: hooks(name) for name in _STEP_HOOKS}
         self._predict = hooks("predict")
         self._mask: Tensor | None = None
+        self._tests: dict[str, Loaded] = {}
         self._steps_per_epoch = 1
         self.method_bytes = 0
 
@@ -175,7 +177,8 @@ class Learner:
     def _epoch(self, loaded: Loaded, epoch: int) -> Iterator[Tick]:
         generator = self.seeds.generator("order", event=self.at.event, epoch=epoch)
         order = torch.randperm(len(loaded), generator=generator).to(self.device)
-        batches = torch.split(order, self.plan.batch)
+        starts = range(0, len(loaded), self.plan.batch)
+        batches = [order[i : i + self.plan.batch] for i in starts]
         self._steps_per_epoch = len(batches)
         for step in range(self.at.step, len(batches)):
             batch = loaded.take(batches[step])
@@ -287,8 +290,7 @@ class Learner:
 
     def _accuracies(self, name: str) -> tuple[float, float]:
         """Return accuracy among the task's classes, and among all."""
-        test = self.stream.eval_sets[name]
-        loaded = test.samples.load().to(self.device)
+        test, loaded = self.stream.eval_sets[name], self._loaded_test(name)
         mask = self._class_mask(test.classes)
         task, place = self.stream.task_of(name), list(self.stream.eval_sets).index(name)
         hits = torch.zeros(2, dtype=torch.int64, device=self.device)
@@ -296,11 +298,20 @@ class Learner:
             batch = loaded.take(slice(start, start + self.plan.eval_batch))
             x = self._encode(batch.x, "encode-test", self.at.event + 1, place, step)
             logits = self._logits(x, task)
-            aware = logits if mask is None else logits + mask
-            hits[0] += _hits(aware, batch.y)
             hits[1] += _hits(logits, batch.y)
-        counts = hits.tolist()
+            if mask is not None:
+                hits[0] += _hits(logits + mask, batch.y)
+        counts = hits.tolist() if mask is not None else [int(hits[1])] * 2
         return counts[0] / len(loaded), counts[1] / len(loaded)
+
+    def _loaded_test(self, name: str) -> Loaded:
+        """Return a test set in memory; the first ones are kept, up to ``TEST_CACHE_BYTES``."""
+        if name in self._tests:
+            return self._tests[name]
+        loaded = self.stream.eval_sets[name].samples.load().to(self.device)
+        if sum(nbytes(t.x) for t in self._tests.values()) + nbytes(loaded.x) <= TEST_CACHE_BYTES:
+            self._tests[name] = loaded
+        return loaded
 
     @torch.no_grad()
     def _logits(self, x: Tensor, task: int | None) -> Tensor:

@@ -42,7 +42,7 @@ class AccuracyMatrix:
     @property
     def final(self) -> Floats:
         """Accuracies after the last event, ``R[n, :]``."""
-        return self.values[-1]
+        return np.asarray(self.values[-1])
 
     def acc(self) -> float:
         """Average accuracy, ``mean_j R[n, j]``."""

@@ -41,7 +41,8 @@ class Rotate:
         """Return the rotated images."""
         if self.degrees % 360 == 0:
             return x
-        return torch.cat([self._rotate(chunk) for chunk in x.split(CHUNK)])
+        starts = range(0, len(x), CHUNK)
+        return torch.cat([self._rotate(x[i : i + CHUNK]) for i in starts])
 
     def _rotate(self, x: Tensor) -> Tensor:
         grey = x.dim() == 3

@@ -128,9 +128,9 @@ def hebbian(
 
     ``C = x^T x / R``; then, ``iterations`` times::
 
-        dH = H C - (H C H^T) H          Hebbian - anti-Hebbian
+        dH = (H C - (H C H^T) H) / tr C      Hebbian - anti-Hebbian, without unit
         m <- 0.9 m + 0.1 dH
-        H <- H + (rate / lambda) m      lambda = tr C, so the rate has no unit
+        H <- H + rate m
 
     The rows' form (``y = x H^T``, ``H C = y^T x / R``) gives the same and is used where it is
     cheaper.
@@ -146,12 +146,11 @@ def hebbian(
         New H and m.
 
     Source: specialised from Xiao et al. (ICLR 2024), HLOP; Oja (1989), subspace rule.
-    Deviation: the rate is relative to ``tr C`` and there is no clipping; with a fixed rate the
-    rule's speed depends on the square of the activity's scale.
+    Deviation: the change is relative to ``tr C`` and there is no clipping; without that the rule's
+    speed depends on the square of the activity's scale. A silent batch changes nothing but ``m``.
     """
     (count, n), k = x.shape, len(weights)
-    scale = x.square().sum() / count
-    step = rate / scale.clamp_min(torch.finfo(x.dtype).tiny)
+    variance = (x.square().sum() / count).clamp_min(torch.finfo(x.dtype).tiny)
     covariance = count * n + iterations * k * n < 2 * iterations * count * k
     c = (x.T @ x) / count if covariance else None
     for _ in range(iterations):
@@ -161,6 +160,6 @@ def hebbian(
         else:
             hebb = weights @ c
             anti = hebb @ weights.T
-        momentum = torch.lerp(hebb - anti @ weights, momentum, MOMENTUM)
-        weights = weights + step * momentum
+        momentum = torch.lerp((hebb - anti @ weights) / variance, momentum, MOMENTUM)
+        weights = weights + rate * momentum
     return weights, momentum

@@ -1,0 +1,158 @@
+"""Components: strict, frozen, with errors that name what was given and what is allowed."""
+
+import dataclasses
+import datetime
+from typing import Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spikecl.component import (
+    Floats,
+    Fraction,
+    Ints,
+    PositiveFloat,
+    PositiveInt,
+    component,
+    fields_of,
+    from_table,
+    to_table,
+)
+from spikecl.errors import ConfigError
+
+quick = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+
+
+@component
+class Inner:
+    slope: PositiveFloat = 4.0
+
+
+@component
+class Part:
+    steps: PositiveInt
+    gain: PositiveFloat = 1.0
+    share: Fraction = 0.5
+    sizes: Ints = (4, 2)
+    angles: Floats = (0.0,)
+    kind: Literal["a", "b"] = "a"
+    on: bool = False
+    inner: Inner = Inner()
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ({"steps": 0}, "Part.steps"),
+        ({"steps": 1.0}, "Part.steps"),
+        ({"steps": True}, "Part.steps"),
+        ({"steps": "1"}, "Part.steps"),
+        ({"steps": 1, "gain": 0.0}, "Part.gain"),
+        ({"steps": 1, "gain": "1"}, "Part.gain"),
+        ({"steps": 1, "gain": float("inf")}, "Part.gain"),
+        ({"steps": 1, "gain": float("nan")}, "Part.gain"),
+        ({"steps": 1, "share": 1.01}, "Part.share"),
+        ({"steps": 1, "share": -0.01}, "Part.share"),
+        ({"steps": 1, "sizes": (1, 2.5)}, "Part.sizes.1"),
+        ({"steps": 1, "sizes": (1, True)}, "Part.sizes.1"),
+        ({"steps": 1, "angles": ("0",)}, "Part.angles.0"),
+        ({"steps": 1, "kind": "c"}, "Part.kind"),
+        ({"steps": 1, "on": 1}, "Part.on"),
+    ],
+)
+def test_wrong_values_are_refused_with_path_and_value(given, path):
+    with pytest.raises(ConfigError) as error:
+        Part(**given)
+    assert str(error.value).startswith(f"{path}: got ")
+    value = given[path.split(".")[1]]
+    assert repr(value[int(path.split(".")[2])] if path.count(".") == 2 else value) in str(
+        error.value
+    )
+
+
+def test_bounds_are_inclusive_where_they_should_be():
+    assert Part(steps=1, share=0.0).share == 0.0
+    assert Part(steps=1, share=1.0).share == 1.0
+
+
+def test_every_wrong_value_is_reported():
+    with pytest.raises(ConfigError, match=r"Part\.steps: got 0.*; Part\.gain: got -1\.0"):
+        Part(steps=0, gain=-1.0)
+
+
+def test_an_unknown_key_suggests_the_nearest():
+    with pytest.raises(ConfigError, match="unknown key Part.gian; did you mean 'gain'"):
+        Part(steps=1, gian=2.0)
+    with pytest.raises(ConfigError, match="unknown key trainer.part.gian; did you mean 'gain'"):
+        from_table(Part, {"steps": 1, "gian": 2.0}, "trainer.part")
+
+
+def test_a_missing_value_is_named():
+    with pytest.raises(ConfigError, match=r"^Part\.steps is missing"):
+        Part()
+    with pytest.raises(ConfigError, match=r"^x\.steps is missing"):
+        from_table(Part, {}, "x")
+
+
+def test_components_are_frozen_slotted_equal_by_value_and_hashable():
+    part = Part(steps=3)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        part.steps = 4
+    assert not hasattr(part, "__dict__")
+    assert part == Part(steps=3) != Part(steps=4)
+    assert hash(part) == hash(Part(steps=3))
+
+
+def test_replace_checks_too():
+    assert dataclasses.replace(Part(steps=3), steps=4) == Part(steps=4)
+    with pytest.raises(ConfigError, match="Part.steps"):
+        dataclasses.replace(Part(steps=3), steps=0)
+
+
+def test_lists_become_tuples():
+    assert Part(steps=1, sizes=[1, 2]).sizes == (1, 2)
+    assert from_table(Part, {"steps": 1, "sizes": [1, 2]}, "x").sizes == (1, 2)
+
+
+def test_a_table_is_as_strict_as_the_constructor():
+    assert from_table(Part, {"steps": 2, "gain": 1}, "x") == Part(steps=2)
+    for wrong in ({"steps": 2.5}, {"steps": "2"}, {"steps": True}, {"steps": 2, "on": 1}):
+        with pytest.raises(ConfigError, match=r"^x\."):
+            from_table(Part, wrong, "x")
+
+
+def test_a_table_names_nested_keys():
+    with pytest.raises(ConfigError, match=r"^x\.inner\.slope: got -1"):
+        from_table(Part, {"steps": 1, "inner": {"slope": -1.0}}, "x")
+
+
+def test_a_date_is_refused():
+    with pytest.raises(ConfigError, match=r"\[x\].*use numbers"):
+        from_table(Part, {"steps": datetime.date(2026, 1, 1)}, "x")
+
+
+@quick
+@given(
+    st.builds(
+        Part,
+        steps=st.integers(1, 9),
+        gain=st.floats(1e-300, 1e300),
+        share=st.floats(0, 1),
+        sizes=st.lists(st.integers(-5, 5)).map(tuple),
+        angles=st.lists(st.floats(-1e9, 1e9)).map(tuple),
+        kind=st.sampled_from("ab"),
+        on=st.booleans(),
+        inner=st.builds(Inner, slope=st.floats(0.1, 9)),
+    )
+)
+def test_table_round_trip(part):
+    table = to_table(part)
+    assert list(table) == list(fields_of(Part))
+    assert from_table(Part, table, "x") == part
+
+
+def test_fields_in_order():
+    assert fields_of(Part) == (
+        "steps", "gain", "share", "sizes", "angles", "kind", "on", "inner"
+    )  # fmt: skip

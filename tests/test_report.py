@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import base64
+import statistics
+import tomllib
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import pytest
+from scipy.stats import t as student
+
+from spikecl.errors import RunError, UsageError
+from spikecl.report import write_report
+
+VOID = {"meta", "img", "link", "br", "hr", "input"}
+EVIL = "<script>alert(1)</script>\"'&"
+
+
+class Page(HTMLParser):
+    """What a page consists of; an element closed out of order is an error."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.tags, self.attributes = [], [], []
+        self.cells, self.texts = [], {"pre": [], "h3": [], "h1": []}
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+        elif tag in self.texts:
+            self.texts[tag].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if {"td", "th"} & set(self.open):
+            self.cells[-1] += data
+        for tag in self.texts:
+            if tag in self.open:
+                self.texts[tag][-1] += data
+
+    def of(self, name):
+        return [value for _, attribute, value in self.attributes if attribute == name]
+
+
+def test_table_has_mean_deviation_and_t_interval(fake_run, tmp_path):
+    accuracies = [0.80, 0.90, 0.85]
+    records = [
+        fake_run(f"s{i}", seed=i, acc=acc, cpu_s=1.5, method_bytes=1_815_040)
+        for i, acc in enumerate(accuracies)
+    ]
+    cells = Page(write_report(records, tmp_path / "page.html")).cells
+    row = cells[cells.index("finetune") :]
+    percent = [100 * a for a in accuracies]
+    sd = statistics.stdev(percent)
+    half = student.ppf(0.975, 2) * sd / 3**0.5
+    assert row[1] == "3"
+    assert row[2] == f"85.00 ± {sd:.2f}{85 - half:.2f} to {85 + half:.2f}"
+    assert row[3] == "−22.50 ± 0.00−22.50 to −22.50"
+    assert row[7:9] == ["12\u202f345", "1\u202f815\u202f040"]
+    assert row[9] == "1.5 ± 0.01.5 to 1.5"
+
+
+def test_nothing_is_loaded_and_nothing_runs(fake_run, tmp_path):
+    path = write_report([fake_run("a"), fake_run("b", method="hlop")], tmp_path / "page.html")
+    page, text = Page(path), path.read_text(encoding="utf-8")
+    assert "http" not in text and "url(" not in text and "@import" not in text
+    assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
+    assert len(page.of("src")) == 3  # the comparison and two runs
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.of("src"))
+    assert all(target.startswith("#") for target in page.of("href"))
+    assert {target[1:] for target in page.of("href")} == set(page.of("id"))
+
+
+def test_figures_are_complete_svg(fake_run, tmp_path):
+    page = Page(write_report([fake_run()], tmp_path / "page.html"))
+    for source in page.of("src"):
+        svg = base64.b64decode(source.partition(",")[2])
+        assert ET.fromstring(svg).tag.endswith("svg")
+
+
+def test_names_are_escaped_everywhere(fake_run, tmp_path):
+    record = fake_run("run", method=EVIL, stream=EVIL, sets=[EVIL, "b", "c"])
+    path = write_report([record, fake_run("two")], tmp_path / "page.html")
+    page = Page(path)
+    assert "script" not in page.tags
+    assert "<script" not in path.read_text(encoding="utf-8")
+    assert any(EVIL in cell for cell in page.cells)
+    assert EVIL in page.texts["h1"][0]
+    assert tomllib.loads(page.texts["pre"][0])["method"]["name"] == [EVIL]
+
+
+def test_the_directory_name_is_escaped(fake_run, tmp_path):
+    name = "<img src=x onerror=alert(1)>"
+    page = Page(write_report([fake_run(name)], tmp_path / "page.html"))
+    assert page.texts["h3"] == [name]
+    assert "onerror" not in {attribute for _, attribute, _ in page.attributes}
+
+
+def test_configuration_is_toml_that_reads_back(fake_run, tmp_path):
+    page = Page(write_report([fake_run()], tmp_path / "page.html"))
+    assert tomllib.loads(page.texts["pre"][0]) == {
+        "run": {"seed": 0},
+        "stream": {"name": "permuted", "permuted": {"experiences": 3}},
+        "optimiser": {"name": "sgd", "sgd": {"lr": 0.1}},
+        "method": {"name": ["finetune"]},
+    }
+
+
+def test_environment_and_cost_are_shown(fake_run, tmp_path):
+    text = write_report([fake_run()], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<dt>torch</dt><dd>2.9.9</dd>" in text
+    assert "<dt>kernels.hidden1</dt><dd>fused</dd>" in text
+    assert "<dt>fallbacks</dt><dd>none</dd>" in text
+    assert "<dt>firing_rates.hidden1</dt><dd>0.123457</dd>" in text
+    assert "<dt>cpu_s</dt><dd>2</dd>" in text
+
+
+def test_a_run_from_python_shows_its_parameters(fake_run, tmp_path):
+    path = write_report([fake_run(from_file=False)], tmp_path / "page.html")
+    assert "Made from Python objects." in path.read_text(encoding="utf-8")
+    settings = tomllib.loads(Page(path).texts["pre"][0])
+    assert settings["optimiser"] == {"name": ["sgd"], "sgd": {"lr": 0.1}}
+    assert settings["train"] == {"epochs": 5}
+
+
+def test_one_task(fake_run, tmp_path):
+    record = fake_run(matrix=[[0.1], [0.8]], losses=((1.0,),), bwt=None, fwt=None, forgetting=None)
+    cells = Page(write_report([record], tmp_path / "page.html")).cells
+    assert cells[cells.index("finetune") + 1 :][:6] == ["1", "80.00", "–", "–", "–", "95.00"]
+
+
+def test_many_runs(fake_run, tmp_path):
+    records = [fake_run(f"r{i}", method=f"m{i % 6}", seed=i // 6) for i in range(12)]
+    page = Page(write_report(records, tmp_path / "page.html"))
+    assert page.texts["h3"] == [f"r{i}" for i in (0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11)]
+    assert len(page.of("src")) == 13
+
+
+def test_the_page_replaces_an_older_one_and_makes_its_folder(fake_run, tmp_path):
+    path = tmp_path / "new" / "folder" / "page.html"
+    assert write_report([fake_run("a")], path) == path
+    write_report([fake_run("b")], str(path))
+    assert Page(path).texts["h3"] == ["b"]
+    assert [p.name for p in path.parent.iterdir()] == ["page.html"]
+
+
+def test_refused_and_nothing_written(fake_run, tmp_path):
+    record, target = fake_run(), tmp_path / "page.html"
+    with pytest.raises(UsageError, match="no runs"):
+        write_report([], target)
+    with pytest.raises(UsageError, match="is a folder"):
+        write_report([record], tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write"):
+        write_report([record], tmp_path / "file" / "page.html")
+    (record.path / "summary.json").unlink()
+    with pytest.raises(RunError, match="spikecl resume run"):
+        write_report([record], target)
+    assert not target.exists()
