@@ -183,7 +183,7 @@ class Learner:
         for step in range(self.at.step, len(batches)):
             batch = loaded.take(batches[step])
             self._step(batch, epoch, step)
-            self.at.step, self.at.samples = step + 1, self.at.samples + len(batch.x)
+            self.at.step, self.at.samples = step + 1, self.at.samples + batch.x.shape[0]
             if (step + 1) % WINDOW == 0 or step + 1 == len(batches):
                 yield Tick("window", self.at, self._look(loaded, step))
             else:
@@ -213,7 +213,7 @@ class Learner:
         factors = self.trainer.factors(self.network, x, output_loss, weights)
         with torch.no_grad():
             self._apply(factors, batch)
-            self._losses[step % WINDOW] = factors.loss
+            self._losses[step % WINDOW].copy_(factors.loss)
             logits = factors.logits if self._mask is None else factors.logits + self._mask
             self._correct += _hits(logits, batch.y)
 

@@ -46,7 +46,8 @@ class Registry:
     def name_of(self, cls: type[Any]) -> str | None:
         """Return the name a class is registered under, or ``None``."""
         place = f"{cls.__module__}:{cls.__qualname__}"
-        return next((name for name, value in self._all().items() if value == place), None)
+        own = [name for name, value in self.table.items() if value == place]
+        return own[0] if own else next((n for n, v in self._all().items() if v == place), None)
 
 
 STREAMS = Registry(

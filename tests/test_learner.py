@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from spikecl.continual import Finetune, Hlop, JointTraining, Method, MethodSpec,
 from spikecl.encoding import Direct, Encoder, Rate
 from spikecl.errors import HiddenFieldError, NonFiniteLossError, PairingError
 from spikecl.learner import WINDOW, Learner, TrainPlan
-from spikecl.networks import Mlp, SpikingMlp, initialise
+from spikecl.networks import Factor, Mlp, SpikingMlp, initialise
 from spikecl.optim import Adam, Sgd
 from spikecl.seeds import Seeds
 from spikecl.storage import join, load_state, save_state, split
@@ -37,7 +38,7 @@ from spikecl.streams.stream import EvalSet
 from spikecl.trainers import Bptt
 
 CPU = torch.device("cpu")
-ROOT, T, N, CLASSES, V_TH = 11, 4, 6, 4, 0.2
+ROOT, T, N, CLASSES, V_TH = 11, 4, 8, 4, 0.1
 ALL = tuple(range(CLASSES))
 
 
@@ -60,7 +61,7 @@ def stream_of(events, *, reveal=DOMAIN_IL, tests=None, name="made") -> Stream:
     return Stream(name, {}, 0, reveal, CLASSES, (N,), len(events), lambda i: events[i], sets)
 
 
-def tasks(*sizes: int, reveal=DOMAIN_IL, split_classes=False, epochs_apart=0) -> Stream:
+def tasks(*sizes: int, reveal=DOMAIN_IL, split_classes=False) -> Stream:
     """One experience per size, and a test set for each."""
     per = [(0, 1), (2, 3)] * 3 if split_classes else [ALL] * len(sizes)
     events = [
@@ -91,7 +92,7 @@ def learner_of(
     seed=ROOT,
     **plan,
 ) -> Learner:
-    network = (network or SpikingMlp(hidden=(8, 7), v_th=V_TH)).build(stream.input_shape, CLASSES)
+    network = (network or SpikingMlp(hidden=(16, 12), v_th=V_TH)).build(stream.input_shape, CLASSES)
     encoder = encoder or Direct(steps=T)
     return Learner(
         stream=stream,
@@ -116,7 +117,7 @@ def weights(learner) -> dict:
 
 
 def assert_same(a, b) -> None:
-    assert list(a) == list(b)
+    assert sorted(a) == sorted(b)
     for name, value in a.items():
         assert torch.equal(value, b[name]), name
 
@@ -207,7 +208,7 @@ def by_hand(
                 for p, g in zip(w.values(), gradients):
                     p.grad = g
                 optimiser.step()
-                losses.append(float(loss))
+                losses.append(float(loss.detach()))
                 hits.append(int((z.argmax(1) == y).sum()))
     return {n: p.detach() for n, p in w.items()}, losses, hits
 
@@ -239,9 +240,9 @@ OPTIMISERS = {
 @pytest.mark.parametrize("reveal", [DOMAIN_IL, TASK_FREE, TASK_IL], ids=["domain", "free", "task"])
 def test_equals_a_plain_loop(optimiser, spiking, rate, reveal):
     described, plain = OPTIMISERS[optimiser]
-    network = SpikingMlp(hidden=(8, 7), v_th=V_TH, bias=True)
+    network = SpikingMlp(hidden=(16, 12), v_th=V_TH, bias=True)
     if not spiking:
-        network = Mlp(hidden=(8, 7), bias=True)
+        network = Mlp(hidden=(16, 12), bias=True)
     stream = tasks(12, 9, reveal=reveal, split_classes=True)
     learner = learner_of(
         stream,
@@ -298,18 +299,10 @@ def test_accuracies_are_counted_by_hand():
             z = forward(w, x.double().repeat(T, 1, 1), spiking=True)
             assert agnostic[i, j] == float((z.argmax(1) == data.y).double().mean())
             among = z[:, list(test.classes)].argmax(1)
-            assert aware[i, j] == float((torch.tensor(test.classes)[among] == data.y).double().mean())
+            assert aware[i, j] == float(
+                (torch.tensor(test.classes)[among] == data.y).double().mean()
+            )
     assert (aware > agnostic).any()
-
-
-class Scale(Method):
-    """One hook at a time, each with a known effect."""
-
-    def __init__(self, hook):
-        self.hook = hook
-
-    def __getattribute__(self, name):
-        return object.__getattribute__(self, name)
 
 
 def hook_method(name, function):
@@ -369,14 +362,8 @@ def test_a_gradient_that_is_left_out_leaves_its_parameter():
         assert moved == {"hidden1.weight", "readout.weight"}
 
 
-def test_factors_can_be_changed_and_hooks_come_in_order():
+def test_hooks_come_in_order():
     calls = []
-
-    class Loud(Method):
-        def __getattribute__(self, name):
-            if name in ORDER:
-                calls.append(name)
-            return object.__getattribute__(self, name)
 
     def note(name):
         def hook(self, value=None, *rest):
@@ -391,6 +378,18 @@ def test_factors_can_be_changed_and_hooks_come_in_order():
     step = list(ORDER[2:10])
     epoch = step * 2 + ["end_epoch"]
     assert calls == (["begin", "training_set"] + epoch * 2 + ["end"]) * 2
+
+
+def test_a_changed_factor_changes_its_synapse_alone():
+    def silence(self, factors, batch):
+        f = factors["hidden2"]
+        return {**factors, "hidden2": Factor(f.x, torch.zeros_like(f.delta), f.transmitted)}
+
+    learner = learner_of(tasks(13), (hook_method("factors", silence),))
+    start = weights(learner)
+    run(learner)
+    moved = {n for n, p in weights(learner).items() if not torch.equal(p, start[n])}
+    assert moved == {"hidden1.weight", "readout.weight"}
 
 
 ORDER = (
@@ -450,7 +449,9 @@ def test_every_sample_comes_once_per_epoch_in_an_order_of_its_own():
     assert len(set(relative)) == 4  # another order in every epoch and event
 
 
-@pytest.mark.parametrize("other", [Hlop(), Hlop(faithful=True), JointTraining(restart=False)], ids=str)
+@pytest.mark.parametrize(
+    "other", [Hlop(), Hlop(faithful=True), JointTraining(restart=False)], ids=str
+)
 def test_methods_of_one_root_see_the_same_order_and_initial_weights(other):
     reveal = DOMAIN_IL | Reveal.SAMPLE_IDS | Reveal.OLD_DATA
     first, _ = with_ids(tasks(12, 9, reveal=reveal), Finetune())
@@ -469,12 +470,12 @@ def test_methods_of_one_root_see_the_same_order_and_initial_weights(other):
 
 METHODS = {
     "finetune": ((Finetune(),), Sgd(lr=0.1, momentum=0.9), Direct(steps=T)),
-    "hlop": ((Hlop(rows=(2, 1)),), Sgd(lr=0.1, momentum=0.9), Direct(steps=T)),
-    "hlop every": ((Hlop(rows=(3,), every=3),), Sgd(lr=0.1), Direct(steps=T)),
-    "hlop adam": ((Hlop(rows=(0.4,)),), Adam(lr=0.01), Direct(steps=T)),
+    "hlop": ((Hlop(rows=(2, 1), rate=0.1),), Sgd(lr=0.1, momentum=0.9), Direct(steps=T)),
+    "hlop every": ((Hlop(rows=(3,), every=3, rate=0.1),), Sgd(lr=0.1), Direct(steps=T)),
+    "hlop adam": ((Hlop(rows=(0.4,), rate=0.1),), Adam(lr=0.01), Direct(steps=T)),
     "faithful": ((Hlop(rows=(2,), faithful=True),), Sgd(lr=0.1), Direct(steps=T)),
     "joint": ((JointTraining(),), Adam(lr=0.01), Direct(steps=T)),
-    "rate": ((Hlop(rows=(2,)),), Sgd(lr=0.1), Rate(steps=T)),
+    "rate": ((Hlop(rows=(2,), rate=0.1),), Sgd(lr=0.1), Rate(steps=T)),
     "rate adam": ((Finetune(),), Adam(lr=0.01), Rate(steps=T)),
 }
 
@@ -505,7 +506,7 @@ def resumable(kind, batch):
         return learner_of(
             stream,
             methods,
-            network=SpikingMlp(hidden=(8, 7), v_th=V_TH, bias=True),
+            network=SpikingMlp(hidden=(16, 12), v_th=V_TH, bias=True),
             optimiser=optimiser,
             encoder=encoder,
             batch=batch,
@@ -544,14 +545,18 @@ def test_resumes_bit_identically_from_every_tick(kind):
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_resumes_bit_identically_at_batch_one(kind):
-    assert_resumes(resumable(kind, batch=1), lambda i, tick: i in (0, 2, 9, 16, 17, 38, 45) or i > 60)
+    assert_resumes(
+        resumable(kind, batch=1), lambda i, tick: i in (0, 2, 9, 16, 17, 38, 45) or i > 60
+    )
 
 
 def test_resumes_inside_and_between_two_looks_at_the_loss():
     def make():
         return learner_of(tasks(2 * WINDOW + 7), (Finetune(),), batch=1)
 
-    saved = assert_resumes(make, lambda i, t: t.kind != "step" or t.position.step in (30, 49, 51, 90))
+    saved = assert_resumes(
+        make, lambda i, t: t.kind != "step" or t.position.step in (30, 49, 51, 90)
+    )
     assert [k for k, *_ in saved].count("window") == 3
 
 
@@ -604,6 +609,8 @@ def test_hidden_task_ids_do_not_matter(kind, scenario):
     rows = [run(learner) for learner in learners]
     assert rows[0] == rows[1]
     assert_same(weights(learners[0]), weights(learners[1]))
+    moved = learner_of(honest, methods).network.weights()
+    assert not torch.equal(weights(learners[0])["readout.weight"], moved["readout.weight"])
 
 
 FIELDS = {
@@ -745,11 +752,13 @@ def test_refused_before_anything_starts_with_both_named():
         )
     assert "method 'greedy' needs task_id_eval, which stream 'made' hides" in str(caught.value)
     assert not started
-    assert all(float(p.abs().max()) == 0 for p in network.weights().values())
+    assert not any(bool(p.any()) for p in network.weights().values())
 
 
 def test_a_trainer_that_needs_labels_is_refused_without():
-    with pytest.raises(PairingError, match="trainer 'bptt' needs labels, which stream 'made' hides"):
+    with pytest.raises(
+        PairingError, match="trainer 'bptt' needs labels, which stream 'made' hides"
+    ):
         learner_of(tasks(5, reveal=Reveal.BOUNDARY))
 
 
@@ -761,7 +770,9 @@ def test_exclusive_methods_are_refused():
 UNLEARN = Unlearn(1, torch.tensor([1000, 1003]))
 
 
-@pytest.mark.parametrize("methods", [(), (Finetune(),), (Hlop(),)], ids=["none", "finetune", "hlop"])
+@pytest.mark.parametrize(
+    "methods", [(), (Finetune(),), (Hlop(),)], ids=["none", "finetune", "hlop"]
+)
 def test_unlearning_needs_methods_that_can(methods):
     stream = stream_of([Experience(0, samples(1, 5), ALL, 0), UNLEARN], name="forgetful")
     with pytest.raises(PairingError, match="'forgetful' has unlearning requests"):
@@ -871,13 +882,17 @@ def test_a_loss_that_is_not_finite_is_found_when_asked():
 # ---- boundaries ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("reveal", "times"), [(TASK_FREE, 1), (DOMAIN_IL, 3)], ids=["free", "shown"])
+@pytest.mark.parametrize(
+    ("reveal", "times"), [(TASK_FREE, 1), (DOMAIN_IL, 3)], ids=["free", "shown"]
+)
 def test_begin_and_end(reveal, times):
     learner, _ = with_ids(tasks(5, 5, 5, reveal=reveal), epochs=2)
     assert len(ids_of(learner).begun) == times and ids_of(learner).ended == times
 
 
-@pytest.mark.xfail(strict=True, reason="bug: only an experience that is the first/last event counts")
+@pytest.mark.xfail(
+    strict=True, reason="bug: only an experience that is the first/last event counts"
+)
 @pytest.mark.parametrize("place", ["first", "last"])
 def test_hidden_boundaries_with_other_events_around(place):
     experiences = [Experience(i, samples(i, 5), ALL, i) for i in (0, 1)]
@@ -988,7 +1003,9 @@ def test_an_evaluation_tests_the_sets_it_names():
 def test_a_set_taught_twice():
     first, second = samples(1, 10), samples(2, 10)
     ids = DOMAIN_IL | Reveal.SAMPLE_IDS
-    events = [Experience(i, s, ALL, t) for i, (s, t) in enumerate(zip((first, second, first), (0, 1, 0)))]
+    events = [
+        Experience(i, s, ALL, t) for i, (s, t) in enumerate(zip((first, second, first), (0, 1, 0)))
+    ]
     tests = {"a": (samples(60, 20), ALL, (0, 2)), "b": (samples(61, 20), ALL, (1,))}
     learner, _ = with_ids(stream_of(events, reveal=ids, tests=tests), Hlop(rows=(1,)))
     batches = ids_of(learner).batches
@@ -1076,8 +1093,6 @@ def test_ticks_and_positions():
 
 
 def _copied(learner):
-    from dataclasses import replace
-
     for tick in learner.ticks():
         yield tick._replace(position=replace(tick.position))
 
@@ -1109,13 +1124,29 @@ def test_the_window_of_losses_is_the_last_one():
 
     class Watch(Method):
         def output_loss(self, loss, logits, batch):
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             return loss
 
     n = WINDOW + 10
     rows = run(learner_of(tasks(n), (spec_of(lambda c: Watch()),), batch=1))
     got = [r["value"] for r in rows if r["phase"] == "train" and r["metric"] == "loss"]
     assert got == pytest.approx([np.mean(losses[:WINDOW]), np.mean(losses[WINDOW:])], rel=1e-6)
+
+
+@pytest.mark.xfail(strict=True, reason="bug: the report of event i is recorded as of event i + 1")
+def test_a_report_is_of_the_event_that_ended():
+    class Says(Method):
+        begun = -1
+
+        def begin(self, view):
+            self.begun += 1
+
+        def report(self):
+            return {"begun": self.begun}
+
+    rows = run(learner_of(tasks(5, 5, 5), (spec_of(lambda c: Says()),)))
+    said = [(r["event"], r["metric"], r["value"]) for r in rows if r["phase"] == "report"]
+    assert said == [(i, "probe", {"begun": i}) for i in range(3)]
 
 
 @pytest.mark.xfail(strict=True, reason="bug: hits of added samples are divided by the stream's own")

@@ -13,13 +13,12 @@ They cost differently; :meth:`Factor.gradient` counts multiplications and takes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Complement:
+class Complement(NamedTuple):
     """The directions left free by a subspace.
 
     Args:
@@ -41,8 +40,7 @@ class Complement:
         return x @ self.free
 
 
-@dataclass(frozen=True, slots=True)
-class Factor:
+class Factor(NamedTuple):
     """What a trainer says about one synapse.
 
     Args:
@@ -66,7 +64,7 @@ class Factor:
         self, outside: Complement, *, z: Tensor | None = None, residual: Tensor | None = None
     ) -> Factor:
         """Return the factor of the gradient projected out of a subspace."""
-        return replace(self, outside=outside, z=z, residual=residual)
+        return self._replace(outside=outside, z=z, residual=residual)
 
     def gradient(self) -> Tensor:
         """Return the weight gradient [n_out, n_in]."""

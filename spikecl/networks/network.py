@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,24 +56,24 @@ class Network(nn.Module):
             known.add(name)
         self.layers = nn.ModuleDict(layers)
         self.readout = readout
-
-    @property
-    def synapses(self) -> dict[str, Linear]:
-        """Synapses by layer name, in order."""
-        return {name: cast(Layer, layer).synapse for name, layer in self.layers.items()}
-
-    def weights(self) -> dict[str, nn.Parameter]:
-        """Return the trainable parameters by ``layer.parameter``, in order."""
-        return {
+        # plain copies of what every step looks up; the modules own the parameters
+        self._plan = tuple((name, layer.inputs, layer.neuron) for name, layer in layers.items())
+        self._synapses = {name: layer.synapse for name, layer in layers.items()}
+        self._weights = {
             f"{name}.{key}": value
-            for name, synapse in self.synapses.items()
+            for name, synapse in self._synapses.items()
             for key, value in synapse.named_parameters()
         }
+        self.is_spiking = any(isinstance(layer.neuron, Spiking) for layer in layers.values())
 
     @property
-    def is_spiking(self) -> bool:
-        """Whether any layer has spiking neurons."""
-        return any(isinstance(cast(Layer, v).neuron, Spiking) for v in self.layers.values())
+    def synapses(self) -> Mapping[str, Linear]:
+        """Synapses by layer name, in order."""
+        return self._synapses
+
+    def weights(self) -> Mapping[str, nn.Parameter]:
+        """Return the trainable parameters by ``layer.parameter``, in order."""
+        return self._weights
 
     def forward(
         self,
@@ -92,24 +92,30 @@ class Network(nn.Module):
                 gradients of the currents are what is wanted.
             weights: Effective weights by ``layer.parameter`` to use in place of the network's own.
         """
-        use = dict(self.weights()) if weights is None else weights
-        if not self.is_spiking and len(x) > 1 and x.stride(0) == 0:
+        use = self._weights if weights is None else weights
+        if not self.is_spiking and x.shape[0] > 1 and x.stride(0) == 0:
             x = x[:1]  # units without memory give the same answer at every step
-        activity = {"input": x.flatten(2)}
+        activity = {"input": x if x.dim() == 3 else x.flatten(2)}
         after: dict[str, LIFState] = {}
-        names = list(self.layers)
-        for name in names:
-            layer = cast(Layer, self.layers[name])
-            h = sum((activity[i] for i in layer.inputs[1:]), activity[layer.inputs[0]])
-            if name == names[-1] and self.readout == "mean_rate":
-                h = h.mean(0, keepdim=True)
+        current = x
+        for name, inputs, neuron in self._plan:
+            h = activity[inputs[0]]
+            for other in inputs[1:]:
+                h = h + activity[other]
+            if neuron is None and self.readout == "mean_rate":
+                h = _mean(h)[None]
             current = _drive(name, h, use, taps)
-            if layer.neuron is not None:
-                current, new = layer.neuron(current, (state or {}).get(name))
+            if neuron is not None:
+                current, new = neuron(current, None if state is None else state.get(name))
                 if new is not None:
                     after[name] = new
             activity[name] = current
-        return Output(activity[names[-1]].mean(0), after)
+        return Output(_mean(current), after)
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Mean over time; of one step, the step."""
+    return x[0] if x.shape[0] == 1 else x.mean(0)
 
 
 def _drive(
@@ -119,7 +125,8 @@ def _drive(
 
     A constant input (stride 0 in time) needs one step's rows; so does its gradient.
     """
-    static = len(x) > 1 and x.stride(0) == 0
+    steps = x.shape[0]
+    static = steps == 1 or x.stride(0) == 0
     rows = x[0] if static else x.flatten(0, 1)
     weight, bias = weights[f"{name}.weight"], weights.get(f"{name}.bias")
     if taps is not None:
@@ -130,8 +137,8 @@ def _drive(
             current.requires_grad_()
         taps[name] = Tap(rows.detach(), current)
     if static:
-        return current.expand(len(x), *current.shape)
-    return current.view(len(x), -1, current.shape[1])
+        return current.expand(steps, *current.shape)
+    return current.view(steps, -1, current.shape[1])
 
 
 def count_parameters(network: Network) -> int:

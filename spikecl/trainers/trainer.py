@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
+from types import MappingProxyType
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -14,8 +14,7 @@ from spikecl.networks import Factor, Network
 from spikecl.streams.reveal import Reveal
 
 
-@dataclass(frozen=True, slots=True)
-class Factors:
+class Factors(NamedTuple):
     """Result of one call of a trainer.
 
     Args:
@@ -28,7 +27,7 @@ class Factors:
     loss: Tensor
     logits: Tensor
     synapses: Mapping[str, Factor]
-    direct: Mapping[str, Tensor] = field(default_factory=dict)
+    direct: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Trainer(ABC):

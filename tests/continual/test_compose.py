@@ -90,9 +90,7 @@ def test_an_inherited_override_counts():
 
 def test_the_lower_bound_has_no_hook():
     composition = Composition([Finetune()], context())
-    assert not any(
-        composition.hooks(name) for name in vars(Method) if not name.startswith("_")
-    )
+    assert not any(composition.hooks(name) for name in vars(Method) if not name.startswith("_"))
 
 
 @pytest.mark.parametrize(("optimiser", "expected"), [(Sgd(), 0), (Adam(), 1)])
@@ -105,7 +103,9 @@ def test_two_of_one_slot_are_refused_and_named():
     message = "methods 'first' and 'second' both take the slot 'memory'; use one"
     with pytest.raises(PairingError, match=message):
         Composition(specs, context())
-    check_slots([spec_of("a", slot="memory"), spec_of("b", slot="gate"), spec_of("c"), spec_of("d")])
+    check_slots(
+        [spec_of("a", slot="memory"), spec_of("b", slot="gate"), spec_of("c"), spec_of("d")]
+    )
 
 
 def test_hlop_holds_the_projection():

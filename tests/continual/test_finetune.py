@@ -43,7 +43,9 @@ def run(network, methods=(), reveal=CLASS_IL, epochs=3, tasks=2):
     return learner
 
 
-@pytest.mark.parametrize("network", [SpikingMlp(hidden=(30,)), Mlp(hidden=(30,))], ids=["snn", "ann"])
+@pytest.mark.parametrize(
+    "network", [SpikingMlp(hidden=(30,)), Mlp(hidden=(30,))], ids=["snn", "ann"]
+)
 def test_two_tasks_with_one_head_forget_the_first(network):
     """specs/ann_methods.md 2.1: class-IL to 0 within 1 %, masked logits stay above chance."""
     learner = run(network, (Finetune(),))

@@ -91,7 +91,9 @@ def test_needs_old_data_and_boundaries(reveal):
 
 
 @pytest.mark.parametrize("restart", [True, False])
-@pytest.mark.parametrize("optimiser", [Sgd(lr=0.2, momentum=0.5), Adam(lr=0.01)], ids=["sgd", "adam"])
+@pytest.mark.parametrize(
+    "optimiser", [Sgd(lr=0.2, momentum=0.5), Adam(lr=0.01)], ids=["sgd", "adam"]
+)
 def test_one_experience_equals_fine_tuning_bit_for_bit(restart, optimiser):
     stream = permuted(clusters(), experiences=1, old_data=True)
     joint = run(stream, (JointTraining(restart=restart),), optimiser=optimiser)

@@ -136,7 +136,8 @@ def final(path):
 
 def snapshot(folder):
     """Return all files below a folder with content."""
-    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock")
+    return {p: p.read_bytes() for p in files}
 
 
 def status(path):
@@ -393,8 +394,8 @@ def test_runs_are_found_by_path_name_and_unique_prefix(make, tmp_path):
     with pytest.raises(UsageError, match="fits 2 runs") as caught:
         find_run("permuted-toy-finetune-s1", tmp_path)
     assert all(path.name in one_line(caught.value, 2) for path in runs)
-    with pytest.raises(UsageError, match="no run 'permutd'.*did you mean 'permuted-toy"):
-        find_run("permutd", tmp_path)
+    with pytest.raises(UsageError, match="no run 'permuted-toy-fine.*did you mean 'permuted-toy"):
+        find_run("permuted-toy-finetun-s1", tmp_path)
 
 
 def test_a_name_that_is_a_prefix_of_another_is_still_found(tmp_path):
@@ -479,7 +480,9 @@ def test_load(make, tmp_path, at_tick):
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not(make, tmp_path, at_tick, name, batch):
     """Stop at several ticks of one run, one after the other: steps, epochs, tests, events."""
-    changes = CHANGES[name]
+    changes = json.loads(json.dumps(CHANGES[name]))
+    if batch == 1 and "hlop" in changes.get("method", {}).values():
+        changes["method"].setdefault("hlop", {})["rate"] = 0.1  # the default: see below
     plan = {"epochs": 2 if batch == 10 else 1, "batch": batch, **changes.get("train", {})}
     config = make(**{**changes, "train": plan})
     seen = at_tick(10**9, crash)
@@ -632,7 +635,7 @@ def test_another_format_version_is_refused_but_listed(interrupted, version):
         with pytest.raises(RunError, match=f"format version {version}, this program writes 1") as e:
             again()
         assert path.name in one_line(e.value)
-    assert {p: c for p, c in snapshot(path).items() if p.name != ".lock"} == before
+    assert snapshot(path) == before
     assert [record.id for record in find_runs(path.parent)] == [path.name]
 
 
@@ -884,12 +887,14 @@ def fail_at(monkeypatch, number, code):
 
 
 def test_a_disk_that_fills_up_anywhere_leaves_a_run_to_go_on_with(make, tmp_path, monkeypatch):
-    config = make(method={"name": "hlop"}, train={"epochs": 1, "batch": 24})
+    config = make(
+        method={"name": "hlop"}, stream={"experiences": 1}, train={"epochs": 1, "batch": 24}
+    )
     with monkeypatch.context() as patch:
         calls = fail_at(patch, 10**9, errno.ENOSPC)
         expected = final(run_config(config, runs_dir=tmp_path / "whole").path)
     total = len(calls)
-    assert total > 30
+    assert total > 20
     for number in range(total):
         runs = tmp_path / str(number)
         with monkeypatch.context() as patch:
@@ -924,9 +929,9 @@ def test_writes_that_are_cut_short_leave_a_run_to_go_on_with(make, tmp_path, lim
 
 @pytest.mark.xfail(strict=True, reason="close() stops at the first log that cannot be flushed")
 def test_a_full_disk_does_not_leave_the_lock_taken(make, tmp_path):
-    config = make()
+    config = make(train={"epochs": 20})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
         with pytest.raises(RunError) as caught:
             run_config(config, runs_dir=tmp_path)
@@ -1034,7 +1039,13 @@ def test_a_test_set_without_samples_is_refused(make, tmp_path):
 def test_a_name_that_is_too_long_for_the_disk_is_told(make, tmp_path):
     name = write_npz(tmp_path / ("x" * 245 + ".npz"))
     with pytest.raises(SpikeclError):
-        run_config(make(data={"name": name}), runs_dir=tmp_path / "runs")
+        run_config(make(data={"name": name}), runs_dir=tmp_path)
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="lateral weights diverge at batch 1")
+def test_hlop_with_its_defaults_stays_finite_at_batch_1(make, tmp_path):
+    config = make(method={"name": "hlop"}, train={"batch": 1, "epochs": 1})
+    assert run_config(config, runs_dir=tmp_path).summary
 
 
 @pytest.mark.parametrize("change", [{"experiences": 1}, {"name": "joint"}])

@@ -57,7 +57,8 @@ def test_the_type_changes_nothing_but_the_type():
 
 
 def test_drawn_on_the_cpu_whatever_the_device():
-    network = SpikingMlp(hidden=(8,)).build((6,), 4).to("meta")
+    with torch.device("meta"):
+        network = SpikingMlp(hidden=(8,)).build((6,), 4)
     initialise(network, Seeds(0))  # a generator of the wrong device would raise
     assert network.weights()["hidden1.weight"].device.type == "meta"
 

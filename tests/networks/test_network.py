@@ -235,6 +235,46 @@ def test_a_layer_listens_to_the_sum_of_its_inputs():
     assert network.is_spiking
 
 
+def fan(neurons, readout):
+    """Return three layers in a row with the given neurons."""
+    names = ["input", "a", "b", "c"]
+    network = Network(
+        {
+            names[i + 1]: Layer(Linear(4, 4), neuron, inputs=(names[i],))
+            for i, neuron in enumerate(neurons)
+        },
+        readout=readout,
+    )
+    initialise(network, Seeds(1))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(4)
+    return network
+
+
+@pytest.mark.parametrize("linear", [0, 1, 2, None])
+def test_only_a_linear_readout_may_see_the_mean(linear):
+    """A layer without neurons further down, and a readout with neurons, see every step."""
+    neurons = [None if i == linear else Spiking(LIF(v_th=0.3)) for i in range(3)]
+    x = torch.rand(6, 5, 4, generator=torch.Generator().manual_seed(0))
+    rate, current = (fan(neurons, r)(x).logits for r in ("mean_rate", "mean_current"))
+    torch.testing.assert_close(rate, current)
+    assert bool(rate.any())
+
+
+def test_the_weights_are_those_the_modules_own():
+    network, x = make(bias=True), encoded("rate")
+    twice = {name: 2 * value.detach() for name, value in network.state_dict().items()}
+    network.load_state_dict(twice, assign=True)
+    own = dict(network.named_parameters())
+    assert len(own) == len(network.weights())
+    for name, weight in network.weights().items():
+        layer, key = name.split(".")
+        assert weight is own[f"layers.{layer}.synapse.{key}"]
+    expected = plain_loop({k: p.detach() for k, p in network.weights().items()}, x)
+    torch.testing.assert_close(network(x).logits, expected)
+
+
 def test_a_layer_cannot_listen_to_a_later_one():
     late = Layer(Linear(2, 2), None, inputs=("b",))
     with pytest.raises(UsageError, match=r"layer 'a' listens to \['b'\].*known: \['input'\]"):

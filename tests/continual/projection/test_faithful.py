@@ -21,9 +21,7 @@ VIEW = LearnerView(DOMAIN_IL, {})
 def context(seed: int = 3, optimiser=None) -> Context:
     network = SpikingMlp(hidden=(6, 5), bias=True).build((7,), 3).double()
     initialise(network, Seeds(seed))
-    return Context(
-        network, optimiser or Sgd(), Seeds(seed), DOMAIN_IL, 3, torch.device("cpu")
-    )
+    return Context(network, optimiser or Sgd(), Seeds(seed), DOMAIN_IL, 3, torch.device("cpu"))
 
 
 def started(rows=(2,), **kwargs):

@@ -23,7 +23,7 @@ from spikecl.streams.stream import EvalSet
 from spikecl.trainers import Bptt
 
 CPU = torch.device("cpu")
-STEPS = 4
+STEPS, V_TH = 4, 0.25
 
 
 class Double(Encoder):
@@ -130,22 +130,20 @@ def second_task(methods, optimiser, network, encoder=None):
 @pytest.mark.parametrize("vary", [False, True], ids=["static", "varying"])
 def test_old_outputs_stay(optimiser, vary):
     network = SpikingMlp(
-        hidden=(40, 30), bias=True, v_th=0.5, readout="mean_current" if vary else "mean_rate"
+        hidden=(40, 30), bias=True, v_th=V_TH, readout="mean_current" if vary else "mean_rate"
     )
     leak, moved, change = second_task(
         (Hlop(rows=(1,)),), optimiser, network, encoder=Double(vary=vary)
     )
     assert leak < 1e-12
     assert moved < 1e-12
-    assert all(
-        (float(c.abs().max()) == 0) == name.endswith(".bias") for name, c in change.items()
-    )
+    assert all((float(c.abs().max()) == 0) == name.endswith(".bias") for name, c in change.items())
     assert float(change["hidden1.weight"].abs().max()) > 1e-3
 
 
 def test_without_projection_old_outputs_move():
     """The control: what the test above would see if nothing projected."""
-    network = SpikingMlp(hidden=(40, 30), bias=True, v_th=0.5)
+    network = SpikingMlp(hidden=(40, 30), bias=True, v_th=V_TH)
     leak, moved, change = second_task((Finetune(),), Sgd(lr=0.3), network)
     assert leak > 1e-2 and moved > 1e-2
     assert min(float(c.abs().max()) for c in change.values()) > 0
@@ -158,7 +156,7 @@ def test_gradient_path_equals_update_path_for_sgd(monkeypatch, compact):
     rows = (0.4,) if compact else (0.15,)
     for keeps in (True, False):
         monkeypatch.setattr(Sgd, "keeps_row_space", property(lambda self, k=keeps: k))
-        network = SpikingMlp(hidden=(20, 14), bias=True, v_th=0.5)
+        network = SpikingMlp(hidden=(20, 14), bias=True, v_th=V_TH)
         learner = learner_of(
             stream_of(20, 20, 20), (Hlop(rows=rows),), network, optimiser=Sgd(lr=0.2, momentum=0.9)
         )
@@ -174,7 +172,7 @@ def test_gradient_path_equals_update_path_for_sgd(monkeypatch, compact):
 
 @pytest.mark.parametrize("optimiser", [Sgd(lr=0.2), Adam(lr=0.01)], ids=["sgd", "adam"])
 def test_biases_move_in_the_first_task_only(optimiser):
-    network = SpikingMlp(hidden=(8,), bias=True, v_th=0.5)
+    network = SpikingMlp(hidden=(8,), bias=True, v_th=V_TH)
     learner = learner_of(stream_of(12, 12), (Hlop(),), network, optimiser=optimiser)
     seen = []
     for tick in learner.ticks():
@@ -202,7 +200,7 @@ def test_the_path_follows_the_optimiser():
     reason="bug: on the gradient path HLOP projects factors, before other methods add gradients",
 )
 def test_what_other_methods_add_is_projected_too():
-    network = SpikingMlp(hidden=(40, 30), v_th=0.5)
+    network = SpikingMlp(hidden=(40, 30), v_th=V_TH)
     leak, moved, _ = second_task((Pull(), Hlop(rows=(1,))), Sgd(lr=0.3), network)
     assert leak < 1e-12 and moved < 1e-12
 
@@ -267,8 +265,8 @@ def reference(stream, start, old_rows, first_rows, statistics, *, lr, batch, epo
                     v, out = torch.zeros(len(x), len(w[name])).double(), []
                     for current in spikes:
                         v = 0.5 * v + current @ w[name].T
-                        s = _Fire.apply(v - 0.5)
-                        v = v - 0.5 * s.detach()
+                        s = _Fire.apply(v - V_TH)
+                        v = v - V_TH * s.detach()
                         out.append(s)
                     spikes = out
                 mean = sum(spikes) / STEPS
@@ -321,7 +319,7 @@ class _Watch(Method):
     ids=["wide", "compact", "every third"],
 )
 def test_three_tasks_equal_a_plain_loop(rows, vary, every):
-    stream, network = stream_of(11, 13, 9), SpikingMlp(hidden=(16, 12), v_th=0.5)
+    stream, network = stream_of(11, 13, 9), SpikingMlp(hidden=(16, 12), v_th=V_TH)
     learner = learner_of(
         stream, (Hlop(rows=rows, every=every), Watch()), network, encoder=Double(vary=vary)
     )
@@ -362,7 +360,7 @@ def test_three_tasks_equal_a_plain_loop(rows, vary, every):
 @pytest.mark.parametrize("side", ["rows", "gradient", "coordinates"])
 @pytest.mark.parametrize("rows", [0.15, 0.4], ids=["wide", "compact"])
 def test_the_side_makes_no_difference(monkeypatch, side, rows):
-    network = SpikingMlp(hidden=(16, 12), v_th=0.5)
+    network = SpikingMlp(hidden=(16, 12), v_th=V_TH)
 
     def weights():
         learner = learner_of(stream_of(12, 12, 12), (Hlop(rows=(rows,)),), network)
@@ -380,7 +378,7 @@ def test_the_side_makes_no_difference(monkeypatch, side, rows):
     reason="bug: without orthonormalise H is no projector, so the sides differ and one is chosen",
 )
 def test_the_side_makes_no_difference_without_orthonormalise(monkeypatch):
-    network, ends = SpikingMlp(hidden=(16, 12), v_th=0.5), []
+    network, ends = SpikingMlp(hidden=(16, 12), v_th=V_TH), []
     for side in ("rows", "coordinates"):
         monkeypatch.setattr(Factor, "cheapest", lambda self, side=side: side)
         method = Hlop(rows=(0.15,), orthonormalise=False)
@@ -445,9 +443,7 @@ def test_every_counts_the_steps_of_an_experience():
     calls = []
     network = Mlp(hidden=(6,)).build((5,), 2).double()
     initialise(network, Seeds(0))
-    method = Hlop(rows=(2,), every=3).start(
-        Context(network, Sgd(), Seeds(0), DOMAIN_IL, 2, CPU)
-    )
+    method = Hlop(rows=(2,), every=3).start(Context(network, Sgd(), Seeds(0), DOMAIN_IL, 2, CPU))
     x = torch.rand(4, 5).double(), torch.rand(4, 6).double()
     for _ in range(2):
         method.begin(None)
@@ -466,7 +462,7 @@ def test_every_counts_the_steps_of_an_experience():
 
 @pytest.mark.parametrize("faithful", [False, True], ids=["hlop", "faithful"])
 def test_report_after_each_event(faithful):
-    network = SpikingMlp(hidden=(8,), v_th=0.5)
+    network = SpikingMlp(hidden=(8,), v_th=V_TH)
     learner = learner_of(stream_of(9, 9), (Hlop(rows=(3, (9, 2)), faithful=faithful),), network)
     said = [r for tick in learner.ticks() for r in tick.rows if r["phase"] == "report"]
     assert [r["metric"] for r in said] == ["hlop", "hlop"]
@@ -474,12 +470,12 @@ def test_report_after_each_event(faithful):
     assert sizes[0] == {"hidden1": (3, 7), "readout": (3, 5)}
     assert sizes[1] == {"hidden1": (10, 0), "readout": (5, 3)}
     defects = [v["orthonormality_defect"] for r in said for v in r["value"].values()]
-    assert all(isinstance(d, float) and 0 <= d and math.isfinite(d) for d in defects)
+    assert all(isinstance(d, float) and d >= 0 and math.isfinite(d) for d in defects)
     assert max(defects) > 0
 
 
 def test_bytes_are_what_is_kept():
-    network = SpikingMlp(hidden=(8,), v_th=0.5)
+    network = SpikingMlp(hidden=(8,), v_th=V_TH)
     learner = learner_of(stream_of(9, 9), (Hlop(rows=(3,)),), network)
     sizes = {}
     for tick in learner.ticks():
