@@ -18,7 +18,8 @@ $(STAMP): pyproject.toml hardware/pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/spikecl run examples/permuted_digits.toml --seeds 3 --set method.name=finetune
 	$(BIN)/spikecl run examples/permuted_digits.toml --seeds 3
-	$(BIN)/python examples/demo_report.py
+	$(BIN)/spikecl compare 'permuted-digits-*' --figure runs/permuted_digits.png
+	$(BIN)/spikecl report 'permuted-digits-*' --output runs/permuted_digits.html
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from spikecl.errors import Interrupted, SpikeclError
 
 if TYPE_CHECKING:
     from spikecl.experiments.progress import Progress, Show
+    from spikecl.plots import Group
     from spikecl.records import RunRecord
 
 app = typer.Typer(
@@ -42,6 +43,7 @@ DataDir = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 RUNS = Path("runs")
+_RUNS_HELP = "Runs: paths, names, unique prefixes, groups of seeds, or patterns with *."
 
 
 @app.callback()
@@ -129,36 +131,37 @@ def show(
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Runs: paths, names or unique prefixes.")],
+    runs: Annotated[list[str], typer.Argument(help=_RUNS_HELP)],
     runs_dir: RunsDir = RUNS,
     figure: Annotated[Path, typer.Option(help="Where the figure goes.")] = Path("compare.png"),
     as_json: AsJson = False,
 ) -> None:
     """Compare runs: a table, grouped over seeds, and a figure."""
-    from spikecl.plots import plot_comparison
-    from spikecl.records import find_run
+    from spikecl.plots import group_records, plot_comparison
+    from spikecl.records import select_runs
+    from spikecl.storage import writing
 
-    records = [find_run(name, runs_dir) for name in runs]
-    summaries = [record.summary for record in records]
+    records = select_runs(runs, runs_dir)
     if as_json:
-        _print_json(summaries)
+        _print_json([record.summary for record in records])
         return
-    _print_comparison(summaries)
-    plot_comparison(records).savefig(figure, dpi=120)
-    out.print(f"figure: {figure}")
+    _print_comparison(group_records(records))
+    with writing(figure):
+        plot_comparison(records).savefig(figure, dpi=120)
+    out.print(f"figure: {figure}", soft_wrap=True)
 
 
 @app.command()
 def report(
-    runs: Annotated[list[str], typer.Argument(help="Runs: paths, names or unique prefixes.")],
+    runs: Annotated[list[str], typer.Argument(help=_RUNS_HELP)],
     runs_dir: RunsDir = RUNS,
     output: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("report.html"),
 ) -> None:
     """Write one self-contained HTML page about runs."""
-    from spikecl.records import find_run
+    from spikecl.records import select_runs
     from spikecl.report import write_report
 
-    path = write_report([find_run(name, runs_dir) for name in runs], output)
+    path = write_report(select_runs(runs, runs_dir), output)
     out.print(f"report: {path}", soft_wrap=True)
 
 
@@ -262,23 +265,16 @@ def _show_group(table: dict[str, Any], path: Path, as_json: bool) -> None:
     out.print(f"record: {path}", soft_wrap=True)
 
 
-def _print_comparison(summaries: Sequence[dict[str, Any]]) -> None:
-    from spikecl.metrics import interval
-
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for summary in summaries:
-        key = tuple(summary[k] for k in ("stream", "method", "network", "trainer"))
-        groups.setdefault(key, []).append(summary)
+def _print_comparison(groups: Sequence[Group]) -> None:
     rows = []
-    for key, members in groups.items():
+    for group in groups:
         cells = []
         for metric in _METRICS:
-            values = [m[metric] for m in members if m[metric] is not None]
-            stats = interval(values) if values else None
+            stats = group.statistics(metric)
             spread = f" ± {_percent(stats.sd)}" if stats and stats.sd is not None else ""
-            cells.append(f"{_percent(stats.mean) if stats else '–'}{spread}")
-        rows.append([*key, str(len(members)), *cells])
-    _print_table(rows, ["stream", "method", "network", "trainer", "n", *_METRICS.values()])
+            cells.append(f"{_percent(stats.mean if stats else None)}{spread}")
+        rows.append([group.summaries[0]["stream"], group.label, str(len(group.records)), *cells])
+    _print_table(rows, ["stream", "method", "n", *_METRICS.values()])
 
 
 def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:

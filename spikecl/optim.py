@@ -74,7 +74,13 @@ class OptimiserSpec(ABC):
 
 @component
 class Sgd(OptimiserSpec):
-    """``b <- momentum b + g + weight_decay w;  w <- w - lr b``."""
+    """Gradient descent: ``b <- momentum b + g + weight_decay w``, then ``w <- w - lr b``.
+
+    Args:
+        lr: Learning rate.
+        momentum: Part of the last step that is kept.
+        weight_decay: Pull towards zero, added to the gradient.
+    """
 
     lr: PositiveFloat = 0.1
     momentum: Decay = 0.0
@@ -95,7 +101,14 @@ class Sgd(OptimiserSpec):
 
 @component
 class Adam(OptimiserSpec):
-    """Adam (Kingma & Ba 2015), weight decay added to the gradient."""
+    """Adam (Kingma & Ba 2015), weight decay added to the gradient.
+
+    Args:
+        lr: Learning rate.
+        beta1: Decay of the running mean of the gradient.
+        beta2: Decay of the running mean of its square.
+        weight_decay: Pull towards zero, added to the gradient.
+    """
 
     lr: PositiveFloat = 0.001
     beta1: Decay = 0.9

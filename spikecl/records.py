@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,30 @@ def find_run(given: str, runs_dir: Path) -> RunRecord:
     if matches:
         raise UsageError(f"'{given}' fits {len(matches)} runs: {', '.join(matches)}; give more")
     raise UsageError(f"no run '{given}' in {runs_dir}{suggest(given, runs)}")
+
+
+def select_runs(given: Sequence[str], runs_dir: Path) -> list[RunRecord]:
+    """Return the runs that names stand for, in order.
+
+    A name is what :func:`find_run` takes, a group of seeds (its directory or name), or a pattern
+    with ``*``, which means the finished runs it fits.
+    """
+    selected: list[RunRecord] = []
+    for name in given:
+        group = next(
+            (p for p in (Path(name), runs_dir / name) if (p / "group.json").exists()), None
+        )
+        if group is not None:
+            members = read_json(group / "group.json")["runs"]
+            selected += [find_run(str(group.parent / member), runs_dir) for member in members]
+        elif "*" in name:
+            fits = [r for r in find_runs(runs_dir) if fnmatch(r.id, name) and r.finished]
+            if not fits:
+                raise UsageError(f"no finished run in {runs_dir} fits '{name}'; see 'spikecl list'")
+            selected += fits
+        else:
+            selected.append(find_run(name, runs_dir))
+    return selected
 
 
 def matrix_table(

@@ -92,11 +92,9 @@ def held(method: Method) -> dict[int, int]:
         elif isinstance(value, (list, tuple, set)):
             for part in value:
                 walk(part)
-        elif hasattr(value, "__dict__") or hasattr(value, "__slots__"):
-            if type(value).__module__.startswith("spikecl") or isinstance(value, Method):
-                names = [*getattr(value, "__dict__", {}), *getattr(value, "__slots__", ())]
-                for name in names:
-                    walk(getattr(value, name, None))
+        elif type(value).__module__.startswith("spikecl") or isinstance(value, Method):
+            for name in (*getattr(value, "__dict__", {}), *getattr(value, "__slots__", ())):
+                walk(getattr(value, name, None))
 
     walk(method)
     return found

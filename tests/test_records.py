@@ -72,6 +72,7 @@ def test_truncate_goes_back_to_a_sync(tmp_path_factory, first, second):
     length = log.sync()
     log.append({"n": n} for n in second)
     log.truncate(length)
+    assert log.sync() == length
     log.append([{"n": "after"}])
     log.sync()
     log.close()

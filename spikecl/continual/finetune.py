@@ -8,7 +8,10 @@ from spikecl.continual.method import Context, Method, MethodSpec
 
 @component
 class Finetune(MethodSpec):
-    """No hook at all. Optimiser state starts afresh at a revealed boundary."""
+    """Learn each experience and do nothing about the old ones (the lower bound).
+
+    No hook at all. Optimiser state starts afresh at a revealed boundary.
+    """
 
     def start(self, context: Context) -> Method:
         """Return a method without hooks."""

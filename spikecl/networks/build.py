@@ -99,7 +99,12 @@ class SpikingMlp(NetworkSpec):
 
 @component
 class Mlp(NetworkSpec):
-    """The ordinary twin of :class:`SpikingMlp`: rectified units, the same sizes and readout."""
+    """The ordinary twin of :class:`SpikingMlp`: rectified units, the same sizes and readout.
+
+    Args:
+        hidden: Units of each hidden layer.
+        bias: Give every synapse a bias.
+    """
 
     hidden: Ints = (400, 400)
     bias: bool = False

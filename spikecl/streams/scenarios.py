@@ -235,7 +235,12 @@ def _at_least_one(experiences: int) -> None:
 
 @component
 class Permuted(StreamSpec):
-    """See :func:`permuted`."""
+    """Every experience permutes the features in its own way; see :func:`permuted`.
+
+    Args:
+        experiences: Number of experiences, each with a permutation of its own.
+        old_data: Also reveal earlier training data.
+    """
 
     experiences: PositiveInt = 10
     old_data: bool = False
@@ -247,7 +252,12 @@ class Permuted(StreamSpec):
 
 @component
 class Rotated(StreamSpec):
-    """See :func:`rotated`."""
+    """Every experience shows the images turned by another angle; see :func:`rotated`.
+
+    Args:
+        degrees: Angle of each experience, counter-clockwise; there are as many experiences.
+        old_data: Also reveal earlier training data.
+    """
 
     degrees: Floats = (0.0, 45.0, 90.0, 135.0)
     old_data: bool = False
@@ -259,7 +269,15 @@ class Rotated(StreamSpec):
 
 @component
 class SplitClasses(StreamSpec):
-    """See :func:`split_classes`; ``scenario`` is ``task`` or ``class`` incremental."""
+    """A few classes at a time; see :func:`split_classes`.
+
+    Args:
+        experiences: Number of experiences, at most the number of classes.
+        scenario: ``task`` also reveals which task a sample belongs to, in training and in tests;
+            ``class`` does not.
+        order: Order in which the classes come; without it one is drawn from the seed.
+        old_data: Also reveal earlier training data.
+    """
 
     experiences: PositiveInt = 5
     scenario: Literal["task", "class"] = "class"
@@ -280,7 +298,12 @@ class SplitClasses(StreamSpec):
 
 @component
 class Joint(StreamSpec):
-    """All experiences of a base scenario at once; see :func:`joint`."""
+    """All experiences of a base scenario at once; see :func:`joint`.
+
+    Args:
+        base: The scenario whose samples come together; it has its default parameters.
+        experiences: Number of experiences of the base; without it the base's default.
+    """
 
     base: Literal["permuted", "rotated", "split_classes"] = "permuted"
     experiences: PositiveInt | None = None

@@ -146,6 +146,17 @@ def test_inputs_are_left_alone_and_outputs_are_new(reset, time, steps):
     assert torch.equal(v, torch.full((2, 2), 1.2))
 
 
+@pytest.mark.parametrize("reset", list(Reset))
+@pytest.mark.parametrize("time", ["same", "next"])
+def test_the_state_does_not_hold_on_to_all_steps(reset, time):
+    x = torch.rand(6, 2, 3, requires_grad=True)
+    spikes, state = fused_lif(x, None, LIF(reset=reset, reset_time=time))
+    assert state.v.untyped_storage().nbytes() == 4 * 2 * 3
+    state.v.detach().zero_()
+    spikes.sum().backward()  # what is stored for the gradient is not what was handed out
+    assert bool(x.grad.any())
+
+
 @pytest.mark.parametrize("time", ["same", "next"])
 @pytest.mark.parametrize("reset", list(Reset))
 def test_no_steps_leave_the_state_and_its_gradient(time, reset):

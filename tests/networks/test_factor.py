@@ -122,6 +122,13 @@ def test_the_residual_is_taken_on_its_cheaper_side(k):
     assert counter.get_total_flops() // 2 == 2 * 6 * 9 * min(k, 9 - k)
 
 
+@pytest.mark.parametrize("k", range(1, 9))
+def test_rows_make_use_of_coordinates_where_that_is_cheaper(k, monkeypatch):
+    factor, _ = problem(6, 9, 3, k, given="z")
+    projection = min(2 * 6 * 9 * min(k, 9 - k), 6 * 9 * (9 - k))
+    assert multiplications(factor, "rows", monkeypatch) == projection + 6 * 3 * 9
+
+
 def test_a_full_subspace_leaves_nothing():
     factor, _ = problem(5, 4, 3, 4)
     assert float(factor.gradient().abs().max()) < 1e-12

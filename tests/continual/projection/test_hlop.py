@@ -195,6 +195,36 @@ def test_the_path_follows_the_optimiser():
     assert [path(o) for o in OPTIMISERS.values()] == [False, False, True, True, True]
 
 
+def test_adam_is_given_the_whole_gradient_and_its_update_is_projected():
+    network = SpikingMlp(hidden=(6,), bias=True).build((8,), 3).double()
+    method = Hlop(rows=(3,)).start(Context(network, Adam(), Seeds(0), DOMAIN_IL, 3, CPU))
+    generator = torch.Generator().manual_seed(1)
+    update = {
+        n: torch.randn(p.shape, generator=generator).double() for n, p in network.weights().items()
+    }
+    for task in range(2):
+        method.begin(None)
+        factors = {
+            name: Factor(x, torch.ones(5, len(s.weight)).double(), x)
+            for name, s in network.synapses.items()
+            for x in [torch.rand(5, s.weight.shape[1], generator=generator).double()]
+        }
+        for name, factor in method.factors(factors, None).items():
+            assert torch.equal(factor.gradient(), factors[name].delta.T @ factors[name].x)
+        projected = method.update(update)
+        assert list(projected) == list(update)
+        for name, u in update.items():
+            expected = u
+            if task and name.endswith(".bias"):
+                expected = torch.zeros_like(u)
+            elif task:
+                old = method.lateral[name[:-7]].old
+                assert len(old) == 3
+                expected = u - (u @ old.T) @ old
+            torch.testing.assert_close(projected[name], expected, rtol=0, atol=1e-12)
+        method.end(None)
+
+
 @pytest.mark.xfail(
     strict=True,
     reason="bug: on the gradient path HLOP projects factors, before other methods add gradients",
@@ -458,6 +488,27 @@ def test_every_counts_the_steps_of_an_experience():
                 calls.append(step)
         method.end(None)
     assert calls == [0, 3, 6, 0, 3, 6]
+
+
+@pytest.mark.parametrize("faithful", [False, True], ids=["hlop", "faithful"])
+def test_rows_start_from_the_seed_the_synapse_and_the_experience(faithful):
+    def starts(seed):
+        network = SpikingMlp(hidden=(8, 8)).build((8,), 3)
+        context = Context(network, Sgd(), Seeds(seed), DOMAIN_IL, 3, CPU)
+        method, rows = Hlop(rows=(2,), faithful=faithful).start(context), []
+        for _ in range(2):
+            method.begin(None)
+            for lateral in method.lateral.values():
+                rows.append(lateral[-2:] if faithful else full(lateral))
+            method.end(None)
+        return rows
+
+    one, again, other = starts(0), starts(0), starts(1)
+    assert all(torch.equal(a, b) for a, b in zip(one, again))
+    every = [*one, *other]  # 2 roots, 2 experiences, 3 synapses of the same size
+    assert len(every) == 12
+    for i, a in enumerate(every):
+        assert not any(torch.allclose(a, b, atol=1e-3) for b in every[:i])
 
 
 @pytest.mark.parametrize("faithful", [False, True], ids=["hlop", "faithful"])

@@ -1,0 +1,93 @@
+"""Tables over seeds: run (or resume) every row, then write benchmarks/results/NAME.json.
+
+    python benchmarks/table.py permuted_digits
+    python benchmarks/table.py permuted_mnist --data-dir FOLDER
+
+Runs go to ``--runs-dir`` and are found again there, so a table that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+from spikecl.experiments import GroupResult, load_config, run_seeds
+
+HERE = Path(__file__).parent
+FINETUNE, FAITHFUL = ("method.name=finetune",), ("method.hlop.faithful=true",)
+JOINT = ("method.name=joint", "stream.old_data=true")
+TABLES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
+    "permuted_digits": (
+        "examples/permuted_digits.toml",
+        {
+            "fine-tuning": FINETUNE,
+            "HLOP, as its authors' code": FAITHFUL,
+            "HLOP": (),
+            "joint training on all tasks so far": JOINT,
+        },
+    ),
+    "permuted_mnist": (
+        "examples/pmnist_hlop.toml",
+        {"fine-tuning": FINETUNE, "HLOP": (), "HLOP, as its authors' code": FAITHFUL},
+    ),
+}
+
+
+def main() -> None:
+    """Run a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=TABLES)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    parser.add_argument("--data-dir", type=Path)
+    given = parser.parse_args()
+    config, rows = TABLES[given.name]
+    path = HERE / "results" / f"{given.name}.json"
+    done = []
+    for label, overrides in rows.items():
+        checked = load_config(HERE.parent / config, overrides)
+        group = run_seeds(checked, given.seeds, runs_dir=given.runs_dir, data_dir=given.data_dir)
+        done.append({"label": label, "set": list(overrides), **row(group)})
+        path.write_text(json.dumps(table(given.name, config, done), indent=1) + "\n")
+        print(label, {m: round(v["mean"], 4) for m, v in done[-1]["metrics"].items()}, flush=True)
+
+
+def row(group: GroupResult) -> dict[str, object]:
+    """Return the statistics of one row."""
+    content = group.table
+    return {key: content[key] for key in ("seeds", "parameters", "metrics")}
+
+
+def table(name: str, config: str, rows: list[dict[str, object]]) -> dict[str, object]:
+    """Return the whole table with what it takes to make it again."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "name": name,
+        "command": f"python benchmarks/table.py {name}",
+        "config": config,
+        "commit": commit.stdout.strip(),
+        "versions": {package: version(package) for package in ("spikecl", "torch", "numpy")},
+        "python": platform.python_version(),
+        "cpu": cpu(),
+        "threads": 1,
+        "rows": rows,
+    }
+
+
+def cpu() -> str:
+    """Return the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+if __name__ == "__main__":
+    main()
