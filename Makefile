@@ -6,6 +6,7 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+ALONE  := $(VENV)/without-torch
 export MPLBACKEND = Agg
 
 .PHONY: demo test lint docs bench clean
@@ -13,6 +14,12 @@ export MPLBACKEND = Agg
 $(STAMP): pyproject.toml hardware/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ./hardware -e '.[dev]'
+	touch $@
+
+# The hardware distribution must do without torch: it also runs beside the board.
+$(ALONE)/.installed: hardware/pyproject.toml $(STAMP)
+	$(PYTHON) -m venv $(ALONE)
+	$(ALONE)/bin/python -m pip install --quiet --disable-pip-version-check -e ./hardware pytest hypothesis
 	touch $@
 
 demo: $(STAMP)
@@ -30,9 +37,10 @@ lint: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-test: lint docs
-	$(BIN)/python tests/hardware_alone.py
-	$(BIN)/python -m pytest -n 2 -q
+test: lint docs $(ALONE)/.installed
+	$(ALONE)/bin/python -m pytest -q -p no:cacheprovider --confcutdir=tests/hardware \
+		--ignore-glob='*_torch.py' tests/hardware
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/host_loop.py --quick

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
+import re
 import sys
 from pathlib import Path
 
@@ -42,11 +45,22 @@ def copy_notebooks() -> None:
         reference.write(target / source.name, json.dumps(notebook, indent=1) + "\n")
 
 
+def plain_kernel() -> None:
+    """Run notebooks with a profile of our own: no user's startup files, no chatter."""
+    profile = HERE / "_build" / "ipython" / "profile_default"
+    profile.mkdir(parents=True, exist_ok=True)
+    (profile / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 40\n")
+    os.environ["IPYTHONDIR"] = str(profile.parent)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    logging.getLogger("traitlets").setLevel(logging.WARNING)
+
+
 GENERATED = HERE / "generated"
 GENERATED.mkdir(exist_ok=True)
 reference.main(GENERATED)
 results.main(ROOT / "benchmarks" / "results", GENERATED)
 copy_notebooks()
+plain_kernel()
 
 # ---- Sphinx -------------------------------------------------------------------------------------
 
@@ -99,5 +113,14 @@ def skip_noise(app, what, name, member, skip, options):
     return skip or (getattr(member, "__doc__", None) or "").startswith("Alias for field number")
 
 
+def escape_shapes(app, what, name, obj, options, lines):
+    """Keep the star of a shape such as [T, B, *features] from starting emphasis."""
+    for i, line in enumerate(lines):
+        parts = line.split("``")
+        parts[::2] = [re.sub(r"(?<=[ \[])\*(?=\w+[\],])", r"\\*", part) for part in parts[::2]]
+        lines[i] = "``".join(parts)
+
+
 def setup(app):
     app.connect("autodoc-skip-member", skip_noise)
+    app.connect("autodoc-process-docstring", escape_shapes)

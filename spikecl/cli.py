@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from spikecl.errors import Interrupted, SpikeclError
+from spikecl.errors import SpikeclError
+from spikecl.signals import stop_early
 
 if TYPE_CHECKING:
     from spikecl.experiments.progress import Progress, Show
@@ -334,8 +333,7 @@ def _progress(quiet: bool) -> Iterator[Show | None]:
 
 def main() -> None:
     """Entry point: run a command and end with its exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    stop_early()
     try:
         app(prog_name="spikecl")
     except SpikeclError as error:
@@ -343,11 +341,6 @@ def main() -> None:
             raise
         err.print(f"spikecl: {error}", highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    """End a command that has nothing to save; runs have a handler of their own."""
-    raise Interrupted("stopped before there was anything to save")
 
 
 if __name__ == "__main__":

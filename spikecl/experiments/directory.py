@@ -89,7 +89,8 @@ class RunDirectory:
 
     def checkpoints(self) -> list[Path]:
         """Return the checkpoints, oldest first."""
-        return sorted(p for p in (self.path / "checkpoints").iterdir() if p.name.isdigit())
+        with writing(self.path):
+            return sorted(p for p in (self.path / "checkpoints").iterdir() if p.name.isdigit())
 
     # ---- JSON -----------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,9 +18,9 @@ from spikecl.errors import Interrupted, RunError, SpikeclError, UsageError
 from spikecl.experiments.config import Config
 from spikecl.experiments.progress import Progress, Show
 from spikecl.experiments.result import RunResult
-from spikecl.experiments.signals import StopRequest, stop_on_signals
 from spikecl.metrics import interval
 from spikecl.records import FORMAT_VERSION, RunRecord
+from spikecl.signals import StopRequest, stop_on_signals
 from spikecl.storage import write_json
 
 METRICS = (
@@ -174,11 +175,13 @@ def _job(config: Config, seed: int, runs: Path, data_dir: str | None) -> dict[st
 
 
 def _start(job: dict[str, Any]) -> subprocess.Popen[str]:
+    """Start a process of its own session: Ctrl-C reaches the parent, which passes it on once."""
     child = subprocess.Popen(
         [sys.executable, "-m", "spikecl.experiments.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     assert child.stdin is not None
     child.stdin.write(json.dumps(job))
@@ -188,10 +191,13 @@ def _start(job: dict[str, Any]) -> subprocess.Popen[str]:
 
 def _check(ends: Sequence[dict[str, Any]], stop: StopRequest) -> None:
     """Raise what the first failed child said, or that the group was stopped."""
+    stopped = [Interrupted.exit_code]
+    if stop.asked:
+        stopped.append(-signal.SIGTERM)  # it had not begun yet
     for end in ends:
-        if end.get("code") not in (0, Interrupted.exit_code):
+        if end.get("code") not in (0, *stopped):
             error: SpikeclError = RunError(end.get("error", f"a run died with {end.get('code')}"))
             error.exit_code = end["code"] if end.get("code") in (1, 2) else 1
             raise error
-    if stop.asked or any(end["code"] == Interrupted.exit_code for end in ends):
+    if stop.asked or any(end["code"] in stopped for end in ends):
         raise Interrupted("stopped; all seeds are saved; the same command again goes on")

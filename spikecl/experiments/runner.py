@@ -19,12 +19,12 @@ from spikecl.experiments.environment import check_format, check_same, describe
 from spikecl.experiments.job import Job, first_batch
 from spikecl.experiments.progress import Show, Tracker
 from spikecl.experiments.result import RunResult
-from spikecl.experiments.signals import StopRequest, stop_on_signals
 from spikecl.learner import Learner, TrainPlan
 from spikecl.networks import Network, NetworkSpec, SpikingMlp
 from spikecl.networks.network import count_parameters
 from spikecl.optim import OptimiserSpec, Sgd
 from spikecl.records import FORMAT_VERSION, RunRecord, matrix_table
+from spikecl.signals import StopRequest, stop_on_signals
 from spikecl.storage import save_state
 from spikecl.streams import Stream
 from spikecl.trainers import Bptt, Trainer
@@ -76,8 +76,8 @@ def run(
         >>> stream = spikecl.permuted(spikecl.load_data("digits"), experiences=2)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     result = spikecl.run(stream, spikecl.SpikingMlp(hidden=(50,)), runs_dir=folder)
-        >>> 0 <= result.summary["acc"] <= 1
-        True
+        ...     result.matrix.shape
+        (3, 2)
     """
     job = Job(
         stream=stream,

@@ -9,10 +9,12 @@ import sys
 from typing import Any
 
 from spikecl.errors import Interrupted, SpikeclError
+from spikecl.signals import stop_early
 
 
 def main() -> int:
     """Run the job; the last message says how it ended."""
+    stop_early()
     job = json.loads(sys.stdin.read())
     try:
         path = _run(job)

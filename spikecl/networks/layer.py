@@ -28,7 +28,7 @@ class Spiking(nn.Module):
     Example:
         >>> spikes, state = Spiking(LIF(beta=0.5))(torch.ones(3, 1, 2))
         >>> spikes[:, 0, 0].tolist()
-        [0.0, 1.0, 0.0]
+        [0.0, 1.0, 1.0]
     """
 
     def __init__(self, neuron: LIF):

@@ -59,7 +59,7 @@ class LIF:
         surrogate: Derivative of the spike.
 
     Example:
-        >>> LIF.from_tau(tau_mem=10.0, dt=1.0).tau_mem(dt=1.0)
+        >>> round(LIF.from_tau(tau_mem=10.0, dt=1.0).tau_mem(dt=1.0), 6)
         10.0
     """
 

@@ -77,7 +77,7 @@ def test_the_chosen_side_equals_the_explicit_projection(rows, n, m, share, given
     assert not len(factor.outside.basis) or float(inside.abs().max()) < 1e-9
 
 
-@quick
+@settings(quick, max_examples=30)
 @given(sizes, sizes, sizes, st.floats(0, 1), st.sampled_from(["", "z", "residual", "z residual"]))
 def test_cheapest_takes_the_fewest_multiplications(rows, n, m, share, given):
     with pytest.MonkeyPatch.context() as patch:

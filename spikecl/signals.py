@@ -9,12 +9,24 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from spikecl.errors import Interrupted
+
 
 class StopRequest:
     """Whether somebody asked to stop."""
 
     def __init__(self) -> None:
         self.asked = False
+
+
+def stop_early() -> None:
+    """Let SIGINT and SIGTERM end a process that has nothing to save with its exit code."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise Interrupted("stopped before there was anything to save")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
 
 
 @contextmanager
