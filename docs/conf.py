@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -36,6 +37,9 @@ def copy_notebooks() -> None:
     """Put the notebooks where Sphinx finds them, marked with the code they are to be run with."""
     target = HERE / "notebooks"
     target.mkdir(exist_ok=True)
+    for old in (HERE / "_build" / "notebooks").glob("*"):
+        if old.name != code_digest():
+            shutil.rmtree(old)
     sources = sorted((ROOT / "notebooks").glob("*.ipynb"))
     for stale in {p.name for p in target.glob("*.ipynb")} - {p.name for p in sources}:
         (target / stale).unlink()
@@ -98,7 +102,7 @@ nb_merge_streams = True
 
 # ---- reference from docstrings ------------------------------------------------------------------
 
-autodoc_default_options = {"members": True, "show-inheritance": True, "member-order": "bysource"}
+autodoc_default_options = {"show-inheritance": True, "member-order": "bysource"}
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_preserve_defaults = True

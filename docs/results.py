@@ -26,6 +26,8 @@ PERCENT = {
     "acc_task_agnostic": "ACC, task unknown %",
 }
 
+NBSP = "\N{NO-BREAK SPACE}"
+
 
 def main(source: Path, folder: Path) -> None:
     """Write ``benchmarks.md`` from all results in a folder; an empty page if there are none."""
@@ -56,6 +58,7 @@ def notes(content: Mapping[str, Any]) -> str:
 def rows_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return a table of rows: their text columns, n, and mean ± sd with the 95 % interval."""
     metrics = ordered(name for row in rows for name in row.get("metrics", {}))
+    metrics = [name for name in metrics if not repeats_acc(name, rows)]
     texts = ordered(k for row in rows for k, v in row.items() if k != "metrics" and plain(v))
     header = [*texts, "n", *(PERCENT.get(m, m.replace("_", " ")) for m in metrics)]
     body = []
@@ -66,6 +69,13 @@ def rows_table(rows: Sequence[Mapping[str, Any]]) -> str:
         values = [spread(measured.get(m), 100 if m in PERCENT else 1) for m in metrics]
         body.append([*(number(row.get(k, "")) for k in texts), count, *values])
     return markdown_table(header, body)
+
+
+def repeats_acc(metric: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether a variant of ACC is ACC itself in every row, as where tasks have all classes."""
+    measured = [row.get("metrics", {}) for row in rows]
+    variant = metric.startswith("acc_task")
+    return variant and all(m.get(metric) == m.get("acc") for m in measured)
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -84,10 +94,10 @@ def spread(value: Mapping[str, Any] | None, scale: float) -> str:
     digits = 2 if scale == 100 else None
     text = number(scale * value["mean"], digits)
     if value.get("sd") is not None:
-        text += f" ± {number(scale * value['sd'], digits)}"
+        text += f"{NBSP}±{NBSP}{number(scale * value['sd'], digits)}"
     if value.get("low") is not None and value.get("high") is not None:
         low, high = (number(scale * value[k], digits) for k in ("low", "high"))
-        text += f" ({low} to {high})"
+        text += f" ({low}{NBSP}to{NBSP}{high})"
     return text
 
 

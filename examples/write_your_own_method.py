@@ -53,10 +53,12 @@ class _Anchor(Method):
 def main() -> None:
     """Compare it with fine-tuning on three permutations of the digits."""
     stream = spikecl.permuted(spikecl.load_data("digits"), experiences=3)
-    network, plan = spikecl.SpikingMlp(hidden=(100,)), spikecl.TrainPlan(epochs=3, batch=32)
+    network = spikecl.SpikingMlp(hidden=(100,))
+    plan = spikecl.TrainPlan(epochs=3, batch=32)
     with tempfile.TemporaryDirectory() as runs:
         for method in (spikecl.Finetune(), Anchor(), Anchor(strength=0.3)):
-            result = spikecl.run(stream, network, methods=[method], plan=plan, runs_dir=runs)
+            settings = {"methods": [method], "plan": plan, "runs_dir": runs}
+            result = spikecl.run(stream, network, **settings)
             acc, bwt = (100 * result.summary[key] for key in ("acc", "bwt"))
             print(f"{method!s:24} ACC {acc:5.1f} %   BWT {bwt:5.1f} %")
 

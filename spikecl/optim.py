@@ -26,8 +26,10 @@ class Optimiser:
 
     def step(self, gradients: Mapping[str, Tensor]) -> None:
         """Apply gradients; a parameter without one stays. No gradient is left behind."""
-        for name, gradient in gradients.items():
-            self._parameters[name].grad = gradient
+        if unknown := gradients.keys() - self._parameters.keys():
+            raise KeyError(f"gradients of unknown parameters: {', '.join(sorted(unknown))}")
+        for name, parameter in self._parameters.items():
+            parameter.grad = gradients.get(name)
         self._inner.step()
         for parameter in self._parameters.values():
             parameter.grad = None
@@ -117,7 +119,7 @@ class Adam(OptimiserSpec):
 
     @property
     def keeps_row_space(self) -> bool:
-        """False: each weight is scaled on its own."""
+        """False, since each weight is scaled on its own."""
         return False
 
     def start(self, parameters: Mapping[str, nn.Parameter]) -> Optimiser:

@@ -81,7 +81,7 @@ class RunRecord:
 
     @property
     def run(self) -> dict[str, Any]:
-        """What ran: configuration, versions, host, status."""
+        """What ran, with configuration, versions, host and status."""
         return dict(read_json(self.path / "run.json"))
 
     @property

@@ -12,9 +12,10 @@ import torch
 class Seeds:
     """Derives independent generators from one root seed.
 
-    The seed of a generator is the first 63 bits of ``SHA-256("root/name/event/epoch/step")``:
-    it depends on its name and counters alone. So two methods with one root see the same order and
-    the same initial weights, and drawing more from one name changes no other.
+    The seed of a generator is the first 63 bits of ``SHA-256("root/name/event/epoch/step")`` (of
+    which torch's CPU generator uses the low 32): it depends on its name and counters alone. So two
+    methods with one root see the same order and the same initial weights, and drawing more from
+    one name changes no other.
 
     Example:
         >>> a = Seeds(7).generator("order", event=1, epoch=0)

@@ -47,7 +47,7 @@ def save_state(folder: Path, state: State) -> None:
     from safetensors.torch import save_file
 
     tensors, values = split(state)
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary, aside = (folder.with_name(f".{folder.name}.{end}") for end in ("tmp", "old"))
     with writing(folder):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -55,9 +55,12 @@ def save_state(folder: Path, state: State) -> None:
         (temporary / "state.json").write_text(json.dumps(values, allow_nan=False) + "\n")
         for part in (*temporary.iterdir(), temporary):
             _flush(part)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.replace(aside)
         temporary.replace(folder)
         _flush(folder.parent)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def load_state(folder: Path) -> State:
@@ -69,6 +72,8 @@ def load_state(folder: Path) -> State:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if not folder.exists() and (aside := folder.with_name(f".{folder.name}.old")).exists():
+        folder = aside  # the writer died between its two renames
     values = read_json(folder / "state.json")
     try:
         tensors = load_file(folder / "tensors.safetensors")
@@ -87,6 +92,8 @@ def split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     def walk(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key, value in node.items():
+            if "/" in key:
+                raise ValueError(f"state key {key!r} has a '/', which separates levels; rename it")
             if isinstance(value, Tensor):
                 tensors[prefix + key] = value.detach().cpu().contiguous().clone()
             elif isinstance(value, Mapping):

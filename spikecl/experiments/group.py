@@ -43,7 +43,7 @@ class GroupResult:
 
     @property
     def table(self) -> dict[str, Any]:
-        """Content of ``group.json``: n, mean, sd and 95 % t-interval of each metric."""
+        """Content of ``group.json`` with n, mean, sd and 95 % t-interval of each metric."""
         return group_table(self.results)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from spikecl.neurons import LIF, LIFState, Reset
 from spikecl.neurons.lif import check_state
@@ -37,6 +38,7 @@ class _FusedLIF(torch.autograd.Function):
         return spikes, last
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         u, v = ctx.saved_tensors
         neuron: LIF = ctx.neuron
@@ -57,6 +59,8 @@ def fused_lif(x: Tensor, state: LIFState | None, neuron: LIF) -> tuple[Tensor, L
     """Run LIF neurons over an input current [T, B, *features]; see the module's equations."""
     v = x.new_zeros(x.shape[1:]) if state is None else state.v
     check_state(v, x.shape[1:])
+    if not x.shape[0]:
+        return x, LIFState(v)
     spikes, last = _FusedLIF.apply(x, v, neuron)  # type: ignore[no-untyped-call]
     return spikes, LIFState(last)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from spikecl.errors import UsageError
 from spikecl.kernels.fused_lif import fused_lif
 from spikecl.neurons import LIF, LIFState, lif_step
+from spikecl.neurons.lif import check_state
 
 
 class Kernel(NamedTuple):
@@ -47,7 +48,9 @@ def scan(x: Tensor, state: LIFState | None, neuron: LIF) -> tuple[Tensor, LIFSta
 def reference(x: Tensor, state: LIFState | None, neuron: LIF) -> tuple[Tensor, LIFState]:
     """Loop over steps and let autograd do the rest; the other kernels are tested against it."""
     if not len(x):
-        return x, LIFState(x.new_zeros(x.shape[1:])) if state is None else state
+        v = x.new_zeros(x.shape[1:]) if state is None else state.v
+        check_state(v, x.shape[1:])
+        return x, LIFState(v)
     spikes = []
     for current in x:
         s, state = lif_step(current, state, neuron)

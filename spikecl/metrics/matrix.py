@@ -50,7 +50,8 @@ class AccuracyMatrix:
 
     def learning_accuracy(self) -> float:
         """``mean_j R[f(j), j]`` (Riemer et al. 2019): how well each task was learned at all."""
-        return float(np.mean([self._at(events[0], j) for j, events in enumerate(self.taught)]))
+        learned = [self._at(events[0], j) for j, events in enumerate(self.taught)]
+        return float(np.nanmean(learned))
 
     def bwt(self) -> float | None:
         """Backward transfer, ``mean_j R[n, j] - R[l(j), j]`` over sets not taught last.
@@ -66,7 +67,7 @@ class AccuracyMatrix:
 
         The maximum is over events from f(j) on.
         """
-        best = {j: np.nanmax(self.values[self.taught[j][0] + 1 : -1, j]) for j in self._old()}
+        best = {j: np.fmax.reduce(self.values[self.taught[j][0] + 1 : -1, j]) for j in self._old()}
         return _mean([best[j] - self.final[j] for j in best])
 
     def fwt(self) -> float | None:
@@ -96,4 +97,5 @@ class AccuracyMatrix:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+    measured = [value for value in values if not np.isnan(value)]
+    return float(np.mean(measured)) if measured else None

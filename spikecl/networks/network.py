@@ -56,14 +56,15 @@ class Network(nn.Module):
             known.add(name)
         self.layers = nn.ModuleDict(layers)
         self.readout = readout
-        # plain copies of what every step looks up; the modules own the parameters
+        # what every step looks up; the parameters themselves are asked of the modules each time
         self._plan = tuple((name, layer.inputs, layer.neuron) for name, layer in layers.items())
         self._synapses = {name: layer.synapse for name, layer in layers.items()}
-        self._weights = {
-            f"{name}.{key}": value
+        self._keys = tuple(
+            (f"{name}.{key}", synapse, key)
             for name, synapse in self._synapses.items()
-            for key, value in synapse.named_parameters()
-        }
+            for key, _ in synapse.named_parameters()
+        )
+        self._mean_first = readout == "mean_rate" and self._plan[-1][2] is None
         self.is_spiking = any(isinstance(layer.neuron, Spiking) for layer in layers.values())
 
     @property
@@ -73,7 +74,7 @@ class Network(nn.Module):
 
     def weights(self) -> Mapping[str, nn.Parameter]:
         """Return the trainable parameters by ``layer.parameter``, in order."""
-        return self._weights
+        return {name: getattr(synapse, key) for name, synapse, key in self._keys}
 
     def forward(
         self,
@@ -92,7 +93,7 @@ class Network(nn.Module):
                 gradients of the currents are what is wanted.
             weights: Effective weights by ``layer.parameter`` to use in place of the network's own.
         """
-        use = self._weights if weights is None else weights
+        use = self.weights() if weights is None else weights
         if not self.is_spiking and x.shape[0] > 1 and x.stride(0) == 0:
             x = x[:1]  # units without memory give the same answer at every step
         activity = {"input": x if x.dim() == 3 else x.flatten(2)}
@@ -102,7 +103,7 @@ class Network(nn.Module):
             h = activity[inputs[0]]
             for other in inputs[1:]:
                 h = h + activity[other]
-            if neuron is None and self.readout == "mean_rate":
+            if name == self._plan[-1][0] and self._mean_first:
                 h = _mean(h)[None]
             current = _drive(name, h, use, taps)
             if neuron is not None:

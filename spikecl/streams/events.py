@@ -46,9 +46,9 @@ class Loaded:
 
     def take(self, rows: Tensor | slice) -> Batch:
         """Return the batch at some rows; intensity 1.0 is ``peak``."""
-        x = self.x[rows].float()
+        x = self.x[rows].float()  # of float data a slice is a view: divide into a new tensor
         return Batch(
-            x if self.peak == 1 else x.div_(self.peak),
+            x if self.peak == 1 else x / self.peak,
             None if self.y is None else self.y[rows],
             None if self.uid is None else self.uid[rows],
         )
@@ -63,21 +63,26 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """Rows ``index`` (``None``: all) of raw arrays, changed by a transform."""
+    """Rows ``index`` (``None``: all) of raw arrays, changed by a transform.
+
+    Labels or ids that are hidden are not there.
+    """
 
     x: Tensor
-    y: Tensor
-    uid: Tensor
+    y: Tensor | None
+    uid: Tensor | None
     index: Tensor | None = None
     transform: Transform | None = None
 
     def __len__(self) -> int:
         return len(self.x) if self.index is None else len(self.index)
 
-    def load(self) -> tuple[Tensor, Tensor, Tensor]:
+    def load(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return transformed x, y and uid."""
-        arrays = (self.x, self.y, self.uid)
-        x, y, uid = arrays if self.index is None else (a[self.index] for a in arrays)
+        x, y, uid = self.x, self.y, self.uid
+        if self.index is not None:
+            x = x[self.index]
+            y, uid = (None if a is None else a[self.index] for a in (y, uid))
         return (x if self.transform is None else self.transform(x)), y, uid
 
 
@@ -88,14 +93,10 @@ class Samples:
     Args:
         parts: One or more selections of raw arrays.
         peak: Raw value that stands for intensity 1.0.
-        labels: Whether labels are shown.
-        ids: Whether sample ids are shown.
     """
 
     parts: tuple[Part, ...]
     peak: float = 1.0
-    labels: bool = True
-    ids: bool = True
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
@@ -103,14 +104,17 @@ class Samples:
     def load(self) -> Loaded:
         """Gather and transform all samples at once, in the raw type."""
         if len(self.parts) == 1:
-            x, y, uid = self.parts[0].load()
-        else:
-            x, y, uid = (torch.cat(arrays) for arrays in zip(*(p.load() for p in self.parts)))
-        return Loaded(x, y if self.labels else None, uid if self.ids else None, self.peak)
+            return Loaded(*self.parts[0].load(), self.peak)
+        xs, ys, uids = zip(*(part.load() for part in self.parts))
+        y, uid = (None if None in a else torch.cat(a) for a in (ys, uids))
+        return Loaded(torch.cat(xs), y, uid, self.peak)
 
     def show(self, *, labels: bool, ids: bool) -> Samples:
-        """Return the same samples with labels or ids hidden."""
-        return replace(self, labels=labels, ids=ids)
+        """Return the same samples without labels or ids; what is taken away stays away."""
+        parts = (
+            replace(p, y=p.y if labels else None, uid=p.uid if ids else None) for p in self.parts
+        )
+        return replace(self, parts=tuple(parts))
 
     def describe(self) -> str:
         """Return a digest of which rows of what are taken and how they are changed."""

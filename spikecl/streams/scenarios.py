@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,7 +43,8 @@ class _Source:
 
     @staticmethod
     def _split(x: Any, y: Any, first: int) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.from_numpy(x), torch.from_numpy(y), torch.arange(first, first + len(x))
+        x, y = (torch.from_numpy(np.require(a, requirements="W")) for a in (x, y))
+        return x, y, torch.arange(first, first + len(x))
 
     def samples(
         self, split: Literal["train", "test"], index: Tensor | None, transform: Transform | None
@@ -72,7 +74,8 @@ def _stream(
         f"task{i}": EvalSet(source.samples("test", index[i][1], transforms[i]), classes[i], (i,))
         for i in range(len(classes))
     }
-    identity = {"stream": name, **parameters, "data": source.data.checksum}
+    data = {"data": source.data.checksum, "peak": source.data.peak}
+    identity = {"stream": name, **parameters, **data}
     return Stream(
         f"{name}-{source.data.name}",
         identity,
@@ -83,7 +86,6 @@ def _stream(
         len(classes),
         make,
         eval_sets,
-        {"name": name, **parameters},
     )
 
 
@@ -167,6 +169,12 @@ def split_classes(
     source = _Source(data)
     classes = [tuple(c.tolist()) for c in torch.tensor(order).tensor_split(experiences)]
     index = [(_rows(source.train[1], c), _rows(source.test[1], c)) for c in classes]
+    for c, (_, test) in zip(classes, index):
+        if not len(test):
+            raise ConfigError(
+                f"{data.name} has no test samples of the classes {list(c)}, which would be an "
+                "experience of their own; use fewer experiences or add test samples"
+            )
     return _stream(
         "split_classes",
         source,
@@ -200,7 +208,6 @@ def joint(base: Stream) -> Stream:
         1,
         make,
         {name: replace(e, taught=(0,)) for name, e in base.eval_sets.items()},
-        None if base.config is None else {"name": "joint", "base": dict(base.config)},
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 from spikecl.errors import UsageError
 from spikecl.streams.events import Adapt, Event, Experience, Samples
@@ -38,7 +38,6 @@ class Stream:
         length: Number of events.
         make: From a position to the event there.
         eval_sets: Test sets by name, one per task, independent of the events.
-        config: Table that rebuilds the stream, when it was made from one.
     """
 
     name: str
@@ -50,12 +49,20 @@ class Stream:
     length: int
     make: Callable[[int], Event]
     eval_sets: Mapping[str, EvalSet]
-    config: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, i: int) -> Event:
+    @overload
+    def __getitem__(self, i: int) -> Event: ...
+    @overload
+    def __getitem__(self, i: slice) -> Stream: ...
+    def __getitem__(self, i: int | slice) -> Event | Stream:
+        if isinstance(i, slice):
+            start, stop, step = i.indices(self.length)
+            if (start, step) != (0, 1):
+                raise UsageError(f"stream[{i}]: only the first k events are a stream: stream[:k]")
+            return self.take(stop)
         if not -self.length <= i < self.length:
             raise IndexError(f"event {i} of a stream of {self.length}")
         return self.make(i % self.length)
@@ -64,10 +71,14 @@ class Stream:
         return (self.make(i) for i in range(self.length))
 
     def take(self, n: int) -> Stream:
-        """Return the stream of the first n events; the test sets stay."""
+        """Return the stream of the first n events, with the test sets that they teach."""
         if not 1 <= n <= self.length:
             raise UsageError(f"take({n}) of a stream of {self.length} events; use 1 to its length")
-        return replace(self, length=n)
+        sets = {
+            name: replace(s, taught=tuple(e for e in s.taught if e < n))
+            for name, s in self.eval_sets.items()
+        }
+        return replace(self, length=n, eval_sets={k: s for k, s in sets.items() if s.taught})
 
     def with_reveal(self, reveal: Reveal) -> Stream:
         """Return the same events with other things revealed."""

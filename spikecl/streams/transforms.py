@@ -39,7 +39,7 @@ class Rotate:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the rotated images."""
-        if self.degrees % 360 == 0:
+        if self.degrees % 360 == 0 or not len(x):
             return x
         starts = range(0, len(x), CHUNK)
         return torch.cat([self._rotate(x[i : i + CHUNK]) for i in starts])

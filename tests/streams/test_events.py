@@ -153,4 +153,4 @@ def test_the_description_differs_when_something_differs():
 
 def test_samples_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Samples((part(),)).labels = False
+        Samples((part(),)).peak = 2.0

@@ -73,7 +73,7 @@ def test_a_prefix_is_a_stream(make, cut):
     prefix = cut(stream)
     assert len(prefix) == 3
     assert digests(prefix) == digests(stream)[:3]
-    assert list(prefix.eval_sets) == list(stream.eval_sets)
+    assert list(prefix.eval_sets) == list(stream.eval_sets)[:3]
     with pytest.raises(IndexError):
         prefix[3]
 
