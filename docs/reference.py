@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 import spikecl
-from spikecl.component import fields_of
+from spikecl.components import fields_of
 from spikecl.data.catalogue import CATALOGUE
 from spikecl.experiments.config import CHOICES, FIXED, config_schema
 from spikecl.registry import METHODS, TRAINERS

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 
 import spikecl
-from spikecl.component import PositiveFloat, component
+from spikecl.components import PositiveFloat, component
 from spikecl.continual import Method, MethodSpec
 from spikecl.streams import Reveal
 

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spikecl.component import component as component
+    from spikecl.components import component as component
     from spikecl.continual import Finetune as Finetune
     from spikecl.continual import Hlop as Hlop
     from spikecl.continual import JointTraining as JointTraining
@@ -67,7 +67,7 @@ _HOMES = {
     "SpikingMlp": "networks",
     "Stream": "streams",
     "TrainPlan": "learner",
-    "component": "component",
+    "component": "components",
     "explain": "networks",
     "joint": "streams",
     "load": "experiments",

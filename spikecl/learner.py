@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikecl.component import PositiveInt, component
+from spikecl.components import PositiveInt, component
 from spikecl.continual.compose import Composition, check_slots, method_name
 from spikecl.continual.method import Context, MethodSpec, check_reveal
 from spikecl.encoding import Encoder, InputStatistics, cross_entropy
@@ -117,7 +117,8 @@ class Learner:
         hooks = self.methods.hooks
         self._hooks = {name: hooks(name) for name in _STEP_HOOKS}
         self._predict = hooks("predict")
-        self._mask: Tensor | None = None
+        self._seen = 0
+        self._masks: Tensor | None = None
         self._tests: dict[str, Loaded] = {}
         self._steps_per_epoch = 1
         self.method_bytes = 0
@@ -135,9 +136,9 @@ class Learner:
                 rows.append(row)
             self._row = [{}, {}]
             said = self.methods.report() if self.at.event >= 0 else {}
+            reports = [self._record("report", name, said[name]) for name in said]
             self.at.event, self.at.stage = self.at.event + 1, "train"
-            rows_out = [self._record("report", name, said[name]) for name in said]
-            yield Tick("event", self.at, rows_out)
+            yield Tick("event", self.at, reports)
             if self.at.event == len(self.stream):
                 return
 
@@ -149,30 +150,41 @@ class Learner:
             for forget in self.methods.hooks("unlearn"):
                 forget(event)
         elif isinstance(event, Adapt):
-            yield from self._adapt(event)
+            accuracy = self._adapt(event)
+            self.at.stage = "test"  # stopped here, it does not adapt twice
+            yield Tick("test", self.at, [accuracy])
 
     def _learn(self, event: Experience) -> Iterator[Tick]:
         view = self.stream.view(event)
-        boundary = Reveal.BOUNDARY in self.stream.reveal
-        self._mask = self._class_mask(view.classes if _has_task(self.stream) else None)
-        samples = view.samples
-        if self.at.epoch == self.at.step == 0 and (boundary or self.at.event == 0):
+        first, last = self._shown_ends(event)
+        self._masks = self._task_masks(event)
+        if first and self.at.epoch == self.at.step == 0:
             for begin in self.methods.hooks("begin"):
                 begin(view)
             self.optimiser = self._optimiser_spec.start(self.network.weights())
-        for choose in self.methods.hooks("training_set"):
+        samples = view.samples
+        for choose in self.methods.hooks("training_set") if first else ():
             samples = choose(samples, view)
         loaded = samples.load().to(self.device)
         for epoch in range(self.at.epoch, self.plan.epochs):
             yield from self._epoch(loaded, epoch)
-            for end_epoch in self.methods.hooks("end_epoch"):
+            for end_epoch in self.methods.hooks("end_epoch") if first else ():
                 end_epoch()
             self.at.epoch, self.at.step = epoch + 1, 0
             yield Tick("epoch", self.at, [])
         self.method_bytes = max(self.method_bytes, self.methods.nbytes())
-        if boundary or self.at.event == len(self.stream) - 1:
-            for end in self.methods.hooks("end"):
-                end(view)
+        for end in self.methods.hooks("end") if last else ():
+            end(view)
+
+    def _shown_ends(self, event: Experience) -> tuple[bool, bool]:
+        """Whether the beginning and the end of an experience may be noticed.
+
+        Where boundaries are hidden, only those of the whole stream are.
+        """
+        if Reveal.BOUNDARY in self.stream.reveal:
+            return True, True
+        experiences = [e.index for e in self.stream if isinstance(e, Experience)]
+        return event.index == experiences[0], event.index == experiences[-1]
 
     def _epoch(self, loaded: Loaded, epoch: int) -> Iterator[Tick]:
         generator = self.seeds.generator("order", event=self.at.event, epoch=epoch)
@@ -185,7 +197,7 @@ class Learner:
             self._step(batch, epoch, step)
             self.at.step, self.at.samples = step + 1, self.at.samples + batch.x.shape[0]
             if (step + 1) % WINDOW == 0 or step + 1 == len(batches):
-                yield Tick("window", self.at, self._look(loaded, step))
+                yield Tick("window", self.at, self._look(step))
             else:
                 yield Tick("step", self.at, [])
 
@@ -201,7 +213,7 @@ class Learner:
                 weights = effective(weights)
 
         def output_loss(logits: Tensor) -> Tensor:
-            logits = logits if self._mask is None else logits + self._mask
+            logits = self._masked(logits, batch)
             for change in hooks["logits"]:
                 logits = change(logits)
             assert batch.y is not None
@@ -214,8 +226,8 @@ class Learner:
         with torch.no_grad():
             self._apply(factors, batch)
             self._losses[step % WINDOW].copy_(factors.loss)
-            logits = factors.logits if self._mask is None else factors.logits + self._mask
-            self._correct += _hits(logits, batch.y)
+            self._correct += _hits(self._masked(factors.logits, batch), batch.y)
+            self._seen += batch.x.shape[0]
 
     def _apply(self, factors: Factors, batch: Batch) -> None:
         """From factors to the step: gradients, optimiser, update, each with its hooks."""
@@ -252,14 +264,13 @@ class Learner:
             f"{self.at.epoch}, step {first + bad}; lower optimiser.lr, or look at the data"
         )
 
-    def _look(self, loaded: Loaded, step: int) -> list[dict[str, Any]]:
+    def _look(self, step: int) -> list[dict[str, Any]]:
         """Read the losses since the last look; the one wait for the device."""
         count = step % WINDOW + 1
         losses = self._losses[:count].clone()
         self.check_finite()
         self._losses.zero_()
-        seen = min((step + 1) * self.plan.batch, len(loaded)) - (step + 1 - count) * self.plan.batch
-        accuracy = int(self._correct) / seen
+        accuracy, self._seen = int(self._correct) / self._seen, 0
         self._correct.zero_()
         return [
             self._record("train", "loss", float(losses.mean())),
@@ -320,20 +331,19 @@ class Learner:
             return logits
         return self.network(x).logits  # type: ignore[no-any-return]
 
-    def _adapt(self, event: Adapt) -> Iterator[Tick]:
+    def _adapt(self, event: Adapt) -> dict[str, Any]:
         """Score each batch with the logits given when it came (prequential)."""
-        truth = event.inputs.load().to(self.device)
-        loaded = self.stream.view(event).samples.load().to(self.device)
+        truth, view = event.inputs.load().to(self.device), self.stream.view(event)
+        loaded = view.samples.load().to(self.device)
         hits = torch.zeros((), dtype=torch.int64, device=self.device)
         adapt = self.methods.hooks("adapt")
         for step, start in enumerate(range(0, len(loaded), self.plan.batch)):
             rows = slice(start, start + self.plan.batch)
             x = self._encode(loaded.take(rows).x, "encode", self.at.event, 0, step)
-            logits = adapt[0](x, event) if adapt else self._logits(x, None)
+            logits = adapt[0](x, view) if adapt else self._logits(x, None)
             hits += _hits(logits, truth.take(rows).y)
         name = f"{event.corruption}-{event.severity}"
-        accuracy = self._record("adapt", "accuracy", int(hits) / len(loaded), name)
-        yield Tick("test", self.at, [accuracy])
+        return self._record("adapt", "accuracy", int(hits) / len(loaded), name)
 
     def matrices(self) -> tuple[AccuracyMatrix, AccuracyMatrix]:
         """Return the task-aware and the task-agnostic accuracy matrix of the events so far."""
@@ -358,6 +368,7 @@ class Learner:
             "row": {"aware": self._row[0], "agnostic": self._row[1]},
             "losses": self._losses,
             "correct": self._correct,
+            "seen": self._seen,
             "method_bytes": self.method_bytes,
         }
 
@@ -374,6 +385,7 @@ class Learner:
         self._row = [state["row"]["aware"], state["row"]["agnostic"]]
         self._losses.copy_(state["losses"])
         self._correct.copy_(state["correct"])
+        self._seen = state["seen"]
         self.method_bytes = state["method_bytes"]
 
     # ---- how far --------------------------------------------------------------------------------
@@ -410,6 +422,24 @@ class Learner:
                 x = event.train.load().take(slice(None, 10_000)).x.double()
                 return InputStatistics(float(x.mean()), float(x.std()) or 1.0)
         return InputStatistics()
+
+    def _task_masks(self, event: Experience) -> Tensor | None:
+        """Return, by label, the mask of the task that last had it; ``None`` without task ids.
+
+        A sample of an earlier task (from a memory, say) competes with the classes of its own task.
+        """
+        reveal = self.stream.reveal
+        if not (Reveal.TASK_ID_TRAIN in reveal and Reveal.CLASSES in reveal):
+            return None
+        masks = torch.zeros(self.stream.classes, self.stream.classes, device=self.device)
+        for earlier in (self.stream[i] for i in range(event.index + 1)):
+            if isinstance(earlier, Experience):
+                mask = self._class_mask(earlier.classes)
+                masks[list(earlier.classes)] = 0.0 if mask is None else mask
+        return masks if bool(masks.any()) else None
+
+    def _masked(self, logits: Tensor, batch: Batch) -> Tensor:
+        return logits if self._masks is None else logits + self._masks[batch.y]
 
     def _class_mask(self, classes: tuple[int, ...] | None) -> Tensor | None:
         """Return 0 for allowed classes and -inf for the others; ``None`` when all are allowed."""
@@ -477,10 +507,6 @@ def check_pairings(stream: Stream, trainer: Trainer, methods: Sequence[MethodSpe
 def _hits(logits: Tensor, labels: Tensor | None) -> Tensor:
     assert labels is not None
     return logits.argmax(1).eq(labels).sum()
-
-
-def _has_task(stream: Stream) -> bool:
-    return Reveal.TASK_ID_TRAIN in stream.reveal and Reveal.CLASSES in stream.reveal
 
 
 def model_nbytes(network: Network) -> int:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from spikecl.component import PositiveFloat, component
+from spikecl.components import PositiveFloat, component
 from spikecl.storage import State, nbytes
 
 NonNegative = Annotated[float, Field(ge=0)]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spikecl.component import (
+from spikecl.components import (
     Floats,
     Fraction,
     Ints,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spikecl.component import from_table, to_table
+from spikecl.components import from_table, to_table
 from spikecl.continual import Context, Method
 from spikecl.continual.compose import method_name
 from spikecl.data.arrays import checked

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spikecl.component import component, fields_of
+from spikecl.components import component, fields_of
 from spikecl.experiments.config import CHOICES, FIXED
 
 DOCS = Path(__file__).parents[1] / "docs"

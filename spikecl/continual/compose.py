@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from spikecl.continual.method import Context, Method, MethodSpec
+from spikecl.continual.method import Context, Method, MethodSpec, overrides
 from spikecl.errors import PairingError
 from spikecl.registry import METHODS
 from spikecl.storage import State
@@ -18,17 +19,26 @@ class Composition:
         ordered = sorted(specs, key=lambda spec: spec.phase)
         names = [method_name(spec) for spec in ordered]
         check_slots(ordered)
-        self.methods: dict[str, Method] = {
-            name: spec.start(context) for name, spec in zip(names, ordered, strict=True)
-        }
+        self.methods: dict[str, Method] = {}
+        for name, spec in zip(names, ordered, strict=True):
+            started = tuple(self.methods.values())
+            self.methods[name] = spec.start(replace(context, before=started))
+        self._check_answers()
 
     def hooks(self, name: str) -> tuple[Callable[..., Any], ...]:
         """Return the bound hooks of a name, of those methods alone that override it."""
         return tuple(
-            getattr(method, name)
-            for method in self.methods.values()
-            if getattr(type(method), name) is not getattr(Method, name)
+            getattr(method, name) for method in self.methods.values() if overrides(method, name)
         )
+
+    def _check_answers(self) -> None:
+        for hook in ("predict", "adapt"):
+            names = [name for name, method in self.methods.items() if overrides(method, hook)]
+            if len(names) > 1:
+                raise PairingError(
+                    f"methods '{names[0]}' and '{names[1]}' both answer with their own logits "
+                    f"({hook}); use one"
+                )
 
     def state_dict(self) -> State:
         """Return the state of every method by name."""

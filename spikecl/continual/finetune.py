@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spikecl.component import component
+from spikecl.components import component
 from spikecl.continual.method import Context, Method, MethodSpec
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from spikecl.component import component
+from spikecl.components import component
 from spikecl.continual.method import Context, Method, MethodSpec
 from spikecl.networks import initialise
 from spikecl.streams import LearnerView, Reveal, Samples

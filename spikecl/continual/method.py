@@ -16,7 +16,7 @@ from spikecl.networks import Factor, Network
 from spikecl.optim import OptimiserSpec
 from spikecl.seeds import Seeds
 from spikecl.storage import State
-from spikecl.streams import Adapt, Batch, LearnerView, Reveal, Samples, Unlearn
+from spikecl.streams import Batch, LearnerView, Reveal, Samples, Unlearn
 
 Factors = Mapping[str, Factor]
 Tensors = Mapping[str, Tensor]
@@ -35,7 +35,10 @@ class Phase(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Context:
-    """What a method works with, given once when a run starts."""
+    """What a method works with, given once when a run starts.
+
+    ``before`` are the running methods of earlier phases.
+    """
 
     network: Network
     optimiser: OptimiserSpec
@@ -43,6 +46,7 @@ class Context:
     reveal: Reveal
     classes: int
     device: torch.device
+    before: tuple[Method, ...] = ()
 
 
 class Method:
@@ -96,7 +100,7 @@ class Method:
         """The weights have changed."""
 
     def end_epoch(self) -> None:
-        """All samples have been seen once more."""
+        """All samples have been seen once more (not called where boundaries are hidden)."""
 
     def end(self, view: LearnerView) -> None:
         """An experience ends (once per run when boundaries are hidden)."""
@@ -112,7 +116,7 @@ class Method:
         """Forget samples; every store of this method must drop them."""
         raise NotImplementedError
 
-    def adapt(self, x: Tensor, request: Adapt) -> Tensor:
+    def adapt(self, x: Tensor, view: LearnerView) -> Tensor:
         """Adapt to an encoded unlabelled batch and return its logits."""
         raise NotImplementedError
 
@@ -148,6 +152,11 @@ class MethodSpec(ABC):
     @abstractmethod
     def start(self, context: Context) -> Method:
         """Return the running method."""
+
+
+def overrides(method: Method, hook: str) -> bool:
+    """Whether a method has a hook of its own."""
+    return getattr(type(method), hook) is not getattr(Method, hook)
 
 
 def check_reveal(kind: str, name: str, needs: Reveal, stream: str, reveal: Reveal) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from spikecl.component import PositiveFloat, PositiveInt, component
+from spikecl.components import PositiveFloat, PositiveInt, component
 
 
 class InputStatistics(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from spikecl.component import PositiveInt, component, fields_of, from_table, to_table
+from spikecl.components import PositiveInt, component, fields_of, from_table, to_table
 from spikecl.continual import MethodSpec
 from spikecl.continual.compose import check_slots, method_name
 from spikecl.encoding import Encoder

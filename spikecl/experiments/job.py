@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import torch
 
-from spikecl.component import to_table
+from spikecl.components import to_table
 from spikecl.continual import MethodSpec
 from spikecl.continual.compose import method_name
 from spikecl.data import load

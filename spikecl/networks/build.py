@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Literal
 
-from spikecl.component import Fraction, Ints, PositiveFloat, component
+from spikecl.components import Fraction, Ints, PositiveFloat, component
 from spikecl.errors import ConfigError
 from spikecl.networks.layer import Layer, Linear, Relu, Spiking
 from spikecl.networks.network import Network

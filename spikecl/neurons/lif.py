@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from spikecl.component import Fraction, component
+from spikecl.components import Fraction, component
 from spikecl.errors import ConfigError, UsageError
 from spikecl.neurons.surrogate import Arctan, FastSigmoid, Sigmoid, spike
 

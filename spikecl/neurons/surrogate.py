@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikecl.component import PositiveFloat, component
+from spikecl.components import PositiveFloat, component
 
 
 class Surrogate(ABC):

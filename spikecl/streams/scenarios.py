@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikecl.component import Floats, Ints, PositiveInt, component
+from spikecl.components import Floats, Ints, PositiveInt, component
 from spikecl.data import Data
 from spikecl.errors import ConfigError
 from spikecl.registry import STREAMS

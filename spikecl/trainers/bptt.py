@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from spikecl.component import component
+from spikecl.components import component
 from spikecl.encoding import OutputLoss
 from spikecl.networks import Factor, Network, Tap
 from spikecl.trainers.trainer import Factors, Trainer

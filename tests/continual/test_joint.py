@@ -196,7 +196,7 @@ def test_does_not_forget_where_fine_tuning_does():
         run(stream, (method,), network=Mlp(hidden=(30,)), epochs=6).matrices()[1].final[0]
         for method in (JointTraining(), Finetune())
     ]
-    assert accuracies[0] > 0.8 and accuracies[1] < 0.05
+    assert accuracies[0] > 0.7 and accuracies[1] < 0.1
 
 
 @pytest.mark.xfail(

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import spikecl
-from spikecl.component import component
+from spikecl.components import component
 from spikecl.continual.method import Method, MethodSpec
 from spikecl.errors import (
     ConfigError,

@@ -29,13 +29,20 @@ class FaithfulHlop(Method):
 
     Args:
         rows_for: From the experience's number and the synapses' sizes to rows to add.
+        entries: Number of entries of that schedule.
         context: The run.
     """
 
-    def __init__(self, rows_for: Callable[[int, dict[str, int]], dict[str, int]], context: Context):
+    def __init__(
+        self,
+        rows_for: Callable[[int, dict[str, int]], dict[str, int]],
+        entries: int,
+        context: Context,
+    ):
         self._rows_for, self._seeds = rows_for, context.seeds
         self.sizes = {n: s.weight.shape[1] for n, s in context.network.synapses.items()}
-        rows_for(0, self.sizes)
+        for experience in range(entries):
+            rows_for(experience, self.sizes)  # a list of the wrong length fails here
         self._old = dict.fromkeys(self.sizes, 0)
         self._experience = 0
         self.lateral = {

@@ -8,8 +8,16 @@ import torch
 from pydantic import Field, Strict
 from torch import Tensor
 
-from spikecl.component import PositiveFloat, PositiveInt, component
-from spikecl.continual.method import Context, Factors, Method, MethodSpec, Phase, Tensors
+from spikecl.components import PositiveFloat, PositiveInt, component
+from spikecl.continual.method import (
+    Context,
+    Factors,
+    Method,
+    MethodSpec,
+    Phase,
+    Tensors,
+    overrides,
+)
 from spikecl.continual.projection.faithful import FaithfulHlop
 from spikecl.continual.projection.lateral import LateralWeights
 from spikecl.errors import ConfigError
@@ -35,7 +43,6 @@ class Hlop(MethodSpec):
         rate: Learning rate of the lateral weights, relative to the activity's variance.
         iterations: Repetitions of the rule per batch.
         every: Run the rule in every n-th step only.
-        orthonormalise: Make rows exactly orthonormal when they are frozen.
         faithful: Use the arithmetic of the authors' code instead, with its fixed rates.
     """
 
@@ -47,14 +54,18 @@ class Hlop(MethodSpec):
     rate: PositiveFloat = 1.0
     iterations: PositiveInt = 5
     every: PositiveInt = 1
-    orthonormalise: bool = True
     faithful: bool = False
 
     def start(self, context: Context) -> Method:
-        """Return the running method: on gradients where that is exact, else on updates."""
+        """Return the running method.
+
+        It projects the factors where that is exact and all there is; where another method changes
+        gradients or updates, or the optimiser leaves their row space, it projects the update.
+        """
         if self.faithful:
-            return FaithfulHlop(self.rows_for, context)
-        if context.optimiser.keeps_row_space:
+            return FaithfulHlop(self.rows_for, len(self.rows), context)
+        alone = not any(overrides(m, hook) for m in context.before for hook in _GRADIENT_HOOKS)
+        if alone and context.optimiser.keeps_row_space:
             return _Hlop(self, context)
         return _HlopOnUpdates(self, context)
 
@@ -73,11 +84,15 @@ class Hlop(MethodSpec):
         }
 
 
+_GRADIENT_HOOKS = ("factors", "gradients", "update")
+
+
 class _Hlop(Method):
     def __init__(self, spec: Hlop, context: Context):
         self._spec, self._seeds = spec, context.seeds
         self.sizes = {n: s.weight.shape[1] for n, s in context.network.synapses.items()}
-        spec.rows_for(0, self.sizes)
+        for experience in range(len(spec.rows)):
+            spec.rows_for(experience, self.sizes)  # a list of the wrong length fails here
         self.lateral = {
             name: LateralWeights(synapse.weight.shape[1], synapse.weight.detach())
             for name, synapse in context.network.synapses.items()
@@ -99,8 +114,9 @@ class _Hlop(Method):
         for name, factor in factors.items():
             lateral, rows = self.lateral[name], None
             if learn and len(lateral.new):
-                rows = lateral.seen(factor.transmitted)
-                lateral.learn(rows, rate=self._spec.rate, iterations=self._spec.iterations)
+                seen, spec = factor.transmitted, self._spec
+                rows = lateral.seen(seen)
+                lateral.learn(rows, seen, rate=spec.rate, iterations=spec.iterations)
             changed[name] = lateral.project(factor, rows)
         return changed
 
@@ -112,7 +128,7 @@ class _Hlop(Method):
     def end(self, view: LearnerView) -> None:
         self._report = {}
         for name, lateral in self.lateral.items():
-            defect = lateral.end(orthonormalise=self._spec.orthonormalise)
+            defect = lateral.end()
             self._report[name] = {
                 "rows": len(lateral.old),
                 "free": lateral.free,
@@ -142,7 +158,7 @@ class _Hlop(Method):
 
 
 class _HlopOnUpdates(_Hlop):
-    """For optimisers that leave the span of the gradients' rows: project what they applied."""
+    """Project what was applied, whoever had a hand in it."""
 
     def factors(self, factors: Factors, batch: Batch) -> Factors:
         super().factors(factors, batch)

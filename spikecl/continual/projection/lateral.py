@@ -16,6 +16,7 @@ from spikecl.networks import Complement, Factor
 from spikecl.storage import State, nbytes
 
 MOMENTUM = 0.9
+SILENCE = 1e-8  # share of the activity's variance below which a residual is rounding
 
 
 class LateralWeights:
@@ -80,17 +81,27 @@ class LateralWeights:
             return x
         return self.outside.coordinates(x) if self.compact else self.outside.residual(x)
 
-    def learn(self, rows: Tensor, *, rate: float, iterations: int) -> None:
-        """Run the rule on rows [R, n or f] that :meth:`seen` returned."""
+    def learn(self, rows: Tensor, activity: Tensor, *, rate: float, iterations: int) -> None:
+        """Run the rule on rows [R, n or f] that :meth:`seen` made of activity [R, n].
+
+        What old rows leave of activity that is all theirs is rounding; against the whole
+        activity's variance it counts as silence.
+        """
         self.new, self.momentum = hebbian(
-            self.new, self.momentum, rows, rate=rate, iterations=iterations
+            self.new,
+            self.momentum,
+            rows,
+            rate=rate,
+            iterations=iterations,
+            silence=SILENCE * activity.square().sum() / len(activity),
         )
 
-    def end(self, *, orthonormalise: bool) -> float:
-        """Freeze the learned rows; return their orthonormality defect before."""
-        defect = orthonormality_defect(self.new)
-        rows = self.new
-        if orthonormalise and len(rows):
+    def end(self) -> float:
+        """Freeze the learned rows, made orthonormal; return their defect before."""
+        defect, rows = orthonormality_defect(self.new), self.new
+        if self.outside and not self.compact:
+            rows = self.outside.residual(rows)
+        if len(rows):
             rows = torch.linalg.qr(rows.T).Q.T
         if self.outside and self.compact:
             rows = rows @ self.outside.free.T
@@ -122,7 +133,13 @@ class LateralWeights:
 
 
 def hebbian(
-    weights: Tensor, momentum: Tensor, x: Tensor, *, rate: float, iterations: int
+    weights: Tensor,
+    momentum: Tensor,
+    x: Tensor,
+    *,
+    rate: float,
+    iterations: int,
+    silence: Tensor | float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Iterate Oja's subspace rule on one batch.
 
@@ -131,6 +148,7 @@ def hebbian(
         dH = (H C - (H C H^T) H) / tr C      Hebbian - anti-Hebbian, without unit
         m <- 0.9 m + 0.1 dH
         H <- H + rate m
+        h <- h / max(1, |h|)                 each row; keeps the rule stable at any rate
 
     The rows' form (``y = x H^T``, ``H C = y^T x / R``) gives the same and is used where it is
     cheaper.
@@ -139,18 +157,20 @@ def hebbian(
         weights: H [k, n].
         momentum: m [k, n].
         x: Presynaptic rows [R, n].
-        rate: Step relative to the total variance; stable below about ``tr C / lambda_max``.
+        rate: Step relative to the total variance; small batches want a lower one.
         iterations: Repetitions on the batch.
+        silence: Variance below which rows count for less than their share.
 
     Returns:
         New H and m.
 
     Source: specialised from Xiao et al. (ICLR 2024), HLOP; Oja (1989), subspace rule.
-    Deviation: the change is relative to ``tr C`` and there is no clipping; without that the rule's
-    speed depends on the square of the activity's scale. A silent batch changes nothing but ``m``.
+    Deviation: the change is relative to ``tr C``, else the rule's speed would depend on the square
+    of the activity's scale, and rows are bounded instead of changes clipped.
     """
     (count, n), k = x.shape, len(weights)
-    variance = (x.square().sum() / count).clamp_min(torch.finfo(x.dtype).tiny)
+    tiny = torch.finfo(x.dtype).tiny
+    variance = (x.square().sum() / count).clamp_min(silence).clamp_min(tiny)
     covariance = count * n + iterations * k * n < 2 * iterations * count * k
     c = (x.T @ x) / count if covariance else None
     for _ in range(iterations):
@@ -162,4 +182,5 @@ def hebbian(
             anti = hebb @ weights.T
         momentum = torch.lerp((hebb - anti @ weights) / variance, momentum, MOMENTUM)
         weights = weights + rate * momentum
+        weights = weights / weights.norm(dim=1, keepdim=True).clamp_min(1)
     return weights, momentum

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from spikecl.component import component
+from spikecl.components import component
 from spikecl.continual import Context, Finetune, Hlop, Method, MethodSpec, Phase
 from spikecl.encoding import Encoder
 from spikecl.errors import ConfigError, PairingError
