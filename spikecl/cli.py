@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from spikecl.errors import SpikeclError
+from spikecl.errors import RunError, SpikeclError
 from spikecl.signals import stop_early
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ data_app = typer.Typer(no_args_is_help=True, help="List, fetch and verify data s
 app.add_typer(data_app, name="data")
 
 out, err = Console(), Console(stderr=True)
+if not out.is_terminal:
+    out = Console(width=1000)  # a file or pipe has no edge to cut tables at
 
 RunsDir = Annotated[Path, typer.Option(help="Where run directories are.")]
 DataDir = Annotated[
@@ -103,10 +105,14 @@ def list_runs(runs_dir: RunsDir = RUNS, as_json: AsJson = False) -> None:
 
     rows: list[dict[str, Any]] = []
     for record in find_runs(runs_dir):
-        info = record.run
-        current = info.get("format_version") == FORMAT_VERSION
-        acc = record.summary["acc"] if record.finished and current else None
-        status = info["status"] if current else f"format {info.get('format_version')}"
+        acc = None
+        try:
+            info = record.run
+            current = info["format_version"] == FORMAT_VERSION
+            status = info["status"] if current else f"format {info['format_version']}"
+            acc = record.summary["acc"] if record.finished and current else None
+        except RunError:
+            status = "damaged"
         rows.append({"run": record.id, "status": status, "acc": acc})
     if as_json:
         _print_json(rows)
@@ -336,11 +342,14 @@ def main() -> None:
     stop_early()
     try:
         app(prog_name="spikecl")
-    except SpikeclError as error:
+    except Exception as error:
         if "--debug" in sys.argv:
             raise
-        err.print(f"spikecl: {error}", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+        known = isinstance(error, SpikeclError)
+        text = str(error) if known else f"{type(error).__name__}: {error}; --debug shows where"
+        line = " ".join(text.split())
+        err.print(f"spikecl: {line}", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(error.exit_code if isinstance(error, SpikeclError) else 1)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,10 @@ T = TypeVar("T")
 
 # A tuple in Python, a list in TOML: containers are taken leniently, their entries strictly.
 Ints = Annotated[tuple[Annotated[int, Strict()], ...], Strict(False)]
-Floats = Annotated[tuple[Annotated[float, Strict()], ...], Strict(False)]
+Floats = Annotated[tuple[Annotated[float, Strict()], ...], Field(min_length=1), Strict(False)]
+Sizes = Annotated[
+    tuple[Annotated[int, Strict(), Field(ge=1)], ...], Field(min_length=1), Strict(False)
+]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -81,14 +84,24 @@ def fields_of(cls: type[Any]) -> tuple[str, ...]:
 
 def explain(error: ValidationError, where: str, cls: type[Any]) -> str:
     """Turn pydantic's report into lines of what was given, what is allowed, what to do."""
-    return "; ".join(_explain_one(dict(item), where, cls) for item in error.errors())
+    fields: dict[object, str] = {}  # of the branches of a union, the first stands for all
+    for item in error.errors():
+        fields.setdefault(
+            item["loc"][0] if item["loc"] else "", _explain_one(dict(item), where, cls)
+        )
+    return "; ".join(fields.values())
 
 
 def _explain_one(item: dict[str, Any], where: str, cls: type[Any]) -> str:
-    path = ".".join([where, *(str(part) for part in item["loc"])])
+    path = ".".join([where, *(str(part) for part in item["loc"] if _is_key(part))])
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"unknown key {path}{suggest(str(item['loc'][-1]), fields_of(cls))}"
     if item["type"] in ("missing", "missing_argument"):
         return f"{path} is missing; give it a value"
     message = item["msg"][0].lower() + item["msg"][1:]
     return f"{path}: got {item['input']!r}; {message}"
+
+
+def _is_key(part: object) -> bool:
+    """Whether a part of a location is the user's, not the name of a checker's branch."""
+    return isinstance(part, int) or str(part).isidentifier()

@@ -22,6 +22,7 @@ from spikecl.errors import RunError, UsageError, suggest
 from spikecl.storage import read_json, writing
 
 FORMAT_VERSION = 1
+_LONGEST_PATH = 4096
 
 
 class RowLog:
@@ -31,6 +32,8 @@ class RowLog:
         self.path = path
         with writing(path):
             self._file = path.open("ab")
+            self._file.truncate(path.read_bytes().rfind(b"\n") + 1)  # a line cut off by a kill
+            self._file.seek(0, os.SEEK_END)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows; they reach the disk at the next :meth:`sync`."""
@@ -82,7 +85,7 @@ class RunRecord:
     @property
     def run(self) -> dict[str, Any]:
         """What ran, with configuration, versions, host and status."""
-        return dict(read_json(self.path / "run.json"))
+        return _read_table(self.path / "run.json", ("status", "format_version"))
 
     @property
     def finished(self) -> bool:
@@ -96,7 +99,7 @@ class RunRecord:
             raise RunError(
                 f"run {self.id} is {self.run['status']}; 'spikecl resume {self.id}' finishes it"
             )
-        return dict(read_json(self.path / "summary.json"))
+        return _read_table(self.path / "summary.json", _SUMMARY_KEYS)
 
     @property
     def cost(self) -> dict[str, Any]:
@@ -119,6 +122,17 @@ class RunRecord:
         return read_rows(self.path / "steps.jsonl")
 
 
+_SUMMARY_KEYS = ("run", "method", "network", "trainer", "stream", "seed", "acc", "bwt", "fwt")
+
+
+def _read_table(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    table = read_json(path)
+    missing = [key for key in keys if not isinstance(table, dict) or key not in table]
+    if missing:
+        raise RunError(f"{path} is damaged (no {', '.join(missing)}); remove the run")
+    return dict(table)
+
+
 def find_runs(runs_dir: Path) -> list[RunRecord]:
     """Return all runs under a directory, sorted by name."""
     return [RunRecord(path.parent) for path in sorted(runs_dir.glob("*/run.json"))]
@@ -127,7 +141,7 @@ def find_runs(runs_dir: Path) -> list[RunRecord]:
 def find_run(given: str, runs_dir: Path) -> RunRecord:
     """Return the run a path, a name or a unique prefix stands for."""
     path = Path(given)
-    if (path / "run.json").exists():
+    if len(given) < _LONGEST_PATH and (path / "run.json").exists():
         return RunRecord(path.resolve())
     runs = {record.id: record for record in find_runs(runs_dir)}
     matches = [name for name in runs if name.startswith(given)]

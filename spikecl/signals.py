@@ -31,7 +31,7 @@ def stop_early() -> None:
 
 @contextmanager
 def stop_on_signals(also: Callable[[], None] | None = None) -> Iterator[StopRequest]:
-    """Note SIGINT and SIGTERM instead of dying; a second SIGINT raises ``KeyboardInterrupt``.
+    """Note SIGINT and SIGTERM instead of dying; a second SIGINT stops at once.
 
     Outside the main thread nothing is installed: Python delivers signals to the main thread only.
 
@@ -45,7 +45,7 @@ def stop_on_signals(also: Callable[[], None] | None = None) -> Iterator[StopRequ
 
     def handle(number: int, frame: FrameType | None) -> None:
         if request.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise Interrupted("stopped at once; what was saved before is intact")
         request.asked = True
         if also is not None:
             also()

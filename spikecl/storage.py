@@ -7,6 +7,7 @@ sees the old state or the new one, never half of either. There is no pickle anyw
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -43,7 +44,7 @@ def read_json(path: Path) -> Any:
 
 
 def save_state(folder: Path, state: State) -> None:
-    """Write a nested state as ``folder/tensors.safetensors`` and ``folder/state.json``."""
+    """Write a nested state as ``tensors.safetensors``, ``state.json`` and a checksum of both."""
     from safetensors.torch import save_file
 
     tensors, values = split(state)
@@ -53,6 +54,7 @@ def save_state(folder: Path, state: State) -> None:
         temporary.mkdir(parents=True)
         save_file(tensors, temporary / "tensors.safetensors")
         (temporary / "state.json").write_text(json.dumps(values, allow_nan=False) + "\n")
+        (temporary / "sha256.txt").write_text(_checksum(temporary) + "\n")
         for part in (*temporary.iterdir(), temporary):
             _flush(part)
         if folder.exists():
@@ -74,15 +76,24 @@ def load_state(folder: Path) -> State:
 
     if not folder.exists() and (aside := folder.with_name(f".{folder.name}.old")).exists():
         folder = aside  # the writer died between its two renames
-    values = read_json(folder / "state.json")
     try:
+        if (folder / "sha256.txt").read_text().strip() != _checksum(folder):
+            raise ValueError("its checksum is wrong")
+        values = json.loads((folder / "state.json").read_text())
         tensors = load_file(folder / "tensors.safetensors")
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise RunError(
             f"checkpoint {folder} is damaged ({error}); delete this folder to resume from an "
             "earlier one"
         ) from None
     return join({name: tensor.clone() for name, tensor in tensors.items()}, values)
+
+
+def _checksum(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in ("tensors.safetensors", "state.json"):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
 
 
 def split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -193,7 +193,11 @@ def _choose(section: str, table: Mapping[str, Any]) -> tuple[Any, ...]:
     for key, value in table.items():
         if key in ("name", *choice.common):
             continue
-        if key not in registered or not isinstance(value, Mapping):
+        if key in registered and not isinstance(value, Mapping):
+            raise ConfigError(
+                f"{section}.{key}: got {value!r}; write it as a table [{section}.{key}]"
+            )
+        if key not in registered:
             allowed = ["name", *choice.common, *registered]
             raise ConfigError(f"unknown key {section}.{key}{suggest(key, allowed)}")
         if key not in names:
@@ -212,8 +216,6 @@ def _component(section: str, name: str, common: Mapping[str, Any], own: Mapping[
             raise ConfigError(
                 f"{section}.{key} is also given in [{section}.{name}]; keep one of the two"
             )
-    if not isinstance(own, Mapping):
-        raise ConfigError(f"{section}.{name}: got {own!r}; write it as a table [{section}.{name}]")
     try:
         return from_table(cls, {**common, **own}, f"{section}.{name}")
     except ConfigError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from pathlib import Path
@@ -28,16 +29,21 @@ class RunDirectory:
                 raise RunError(
                     f"run {path.name} is in use by another process; wait for it or stop it"
                 ) from None
-        self.steps = RowLog(path / "steps.jsonl")
-        self.timing = RowLog(path / "timing.jsonl")
-        self._base = self._spent()
+        try:
+            self.steps = RowLog(path / "steps.jsonl")
+            self.timing = RowLog(path / "timing.jsonl")
+            self._base = self._spent()
+        except BaseException:
+            self._lock.release()
+            raise
         self._started = time.perf_counter(), time.process_time()
 
     def close(self) -> None:
         """Close the logs and let others in."""
-        self.steps.close()
-        self.timing.close()
-        self._lock.release()
+        with contextlib.ExitStack() as stack:  # whatever fails, the others are closed
+            stack.callback(self._lock.release)
+            stack.callback(self.timing.close)
+            stack.callback(self.steps.close)
 
     # ---- time -----------------------------------------------------------------------------------
 
@@ -103,5 +109,6 @@ class RunDirectory:
         return dict(read_json(self.path / name))
 
     def set_status(self, status: str) -> None:
-        """Change the status in ``run.json``."""
-        self.write("run.json", self.read("run.json") | {"status": status})
+        """Change the status in ``run.json``, once there is one."""
+        if (self.path / "run.json").exists():
+            self.write("run.json", self.read("run.json") | {"status": status})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from spikecl.experiments.result import RunResult
 from spikecl.metrics import interval
 from spikecl.records import FORMAT_VERSION, RunRecord
 from spikecl.signals import StopRequest, stop_on_signals
-from spikecl.storage import write_json
+from spikecl.storage import write_json, writing
 
 METRICS = (
     "acc",
@@ -76,7 +77,8 @@ def run_seeds(
     _check(ends, stop)
     results = tuple(RunResult(RunRecord(Path(end["path"]))) for end in ends)
     group = GroupResult(runs / group_id(config, count, results), results)
-    group.path.mkdir(parents=True, exist_ok=True)
+    with writing(group.path):
+        group.path.mkdir(parents=True, exist_ok=True)
     write_json(group.path / "group.json", group.table)
     return group
 
@@ -153,7 +155,8 @@ class _Pool:
         assert child.stdout is not None
         try:
             for line in child.stdout:
-                self._take(number, json.loads(line))
+                with contextlib.suppress(ValueError):  # what a library prints is no message
+                    self._take(number, json.loads(line))
             code = child.wait()
             self._ends[number].setdefault("code", code)
         finally:

@@ -29,6 +29,8 @@ from spikecl.seeds import Seeds
 from spikecl.streams import Reveal, Stream
 from spikecl.trainers import Trainer
 
+LONGEST_NAME = 120  # of a run directory, before seed and hash
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
@@ -130,7 +132,7 @@ class Job:
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         prefix = "unnamed-" if identity is None else ""
         stem = f"{prefix}{self.stream.name}-{self.names()['method']}"
-        return f"{re.sub(r'[^A-Za-z0-9_+.-]', '_', stem)}-s{self.seed}-{digest}"
+        return f"{re.sub(r'[^A-Za-z0-9_+.-]', '_', stem)[:LONGEST_NAME]}-s{self.seed}-{digest}"
 
     @property
     def chosen_matrix(self) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from spikecl.continual import Finetune, MethodSpec
 from spikecl.encoding import Direct, Encoder
-from spikecl.errors import Interrupted, RunError, SpikeclError
+from spikecl.errors import Interrupted, NonFiniteLossError, RunError
 from spikecl.experiments.config import CheckpointPolicy, Config, parse_config
 from spikecl.experiments.cost import measure_cost
 from spikecl.experiments.directory import RunDirectory
@@ -136,21 +136,19 @@ def execute(job: Job, runs_dir: Path, *, show: Show | None = None) -> RunResult:
     if record.finished:
         check_format(record.run, record.id)
         return RunResult(record)
-    with _threads(job.threads):
+    with _threads(job.threads), stop_on_signals() as stop:
         learner = job.learner()
         directory = RunDirectory(record.path)
         try:
             if not (record.path / "summary.json").exists():  # nobody finished it meanwhile
                 _open(job, learner, directory)
-                with stop_on_signals() as stop:
-                    _drive(job, learner, directory, stop, show)
+                _drive(job, learner, directory, stop, show)
                 _finish(job, learner, directory)
-        except (KeyboardInterrupt, Interrupted):
+        except Interrupted:
             directory.set_status("interrupted")
             raise
-        except SpikeclError as error:
-            if (record.path / "run.json").exists() and not isinstance(error, RunError):
-                directory.set_status("failed")
+        except NonFiniteLossError:
+            directory.set_status("failed")
             raise
         finally:
             directory.close()

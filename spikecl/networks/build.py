@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Literal
 
-from spikecl.components import Fraction, Ints, PositiveFloat, component
+from spikecl.components import Fraction, PositiveFloat, Sizes, component
 from spikecl.errors import ConfigError
 from spikecl.networks.layer import Layer, Linear, Relu, Spiking
 from spikecl.networks.network import Network
@@ -67,7 +67,7 @@ class SpikingMlp(NetworkSpec):
         readout: Where the time mean is taken (see :class:`Network`).
     """
 
-    hidden: Ints = (400, 400)
+    hidden: Sizes = (400, 400)
     beta: Fraction = 0.5
     v_th: PositiveFloat = 1.0
     reset: Literal["soft", "zero", "none"] = "soft"
@@ -106,7 +106,7 @@ class Mlp(NetworkSpec):
         bias: Give every synapse a bias.
     """
 
-    hidden: Ints = (400, 400)
+    hidden: Sizes = (400, 400)
     bias: bool = False
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> Network:

@@ -171,8 +171,25 @@ def test_states_go_to_their_owners():
 
 
 @pytest.mark.parametrize("hook", ["predict", "adapt"])
-@pytest.mark.xfail(strict=True, reason="gap: two methods that answer are taken, one is not asked")
 def test_two_that_answer_are_refused(hook):
     both = type("Both", (Method,), {hook: lambda self, x, request: x})
-    with pytest.raises(PairingError):
+    with pytest.raises(PairingError, match=rf"'a' and 'b' both answer .*\({hook}\)"):
         Composition([spec_of("a", method=both), spec_of("b", method=both)], context())
+    Composition([spec_of("a", method=both), spec_of("b"), Finetune()], context())
+
+
+def test_a_method_is_told_which_run_before_it():
+    told = {}
+
+    def start(self, given):
+        told[method_name(self)] = given.before
+        return Method()
+
+    specs = [
+        type(name, (MethodSpec,), {"start": start, "phase": phase})()
+        for name, phase in (("late", Phase.AVERAGING), ("early", Phase.GATE), ("mid", Phase.NOISE))
+    ]
+    running = Composition(specs, context()).methods
+    assert told["early"] == ()
+    assert told["mid"] == (running["early"],)
+    assert told["late"] == (running["early"], running["mid"])

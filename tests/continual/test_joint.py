@@ -199,10 +199,6 @@ def test_does_not_forget_where_fine_tuning_does():
     assert accuracies[0] > 0.7 and accuracies[1] < 0.1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="bug: the present task's mask is put on old samples too, so their loss is infinite",
-)
 def test_runs_where_the_task_id_is_shown():
     stream = split_classes(clusters(), experiences=2, reveal=TASK_IL, old_data=True)
     learner = run(stream, (JointTraining(),), network=Mlp(hidden=(30,)), epochs=8)
