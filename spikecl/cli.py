@@ -109,7 +109,7 @@ def list_runs(runs_dir: RunsDir = RUNS, as_json: AsJson = False) -> None:
         try:
             info = record.run
             current = info["format_version"] == FORMAT_VERSION
-            status = info["status"] if current else f"format {info['format_version']}"
+            status = info.get("status", "damaged") if current else f"format {info['format_version']}"
             acc = record.summary["acc"] if record.finished and current else None
         except RunError:
             status = "damaged"

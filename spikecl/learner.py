@@ -157,6 +157,7 @@ class Learner:
     def _learn(self, event: Experience) -> Iterator[Tick]:
         view = self.stream.view(event)
         first, last = self._shown_ends(event)
+        boundary = Reveal.BOUNDARY in self.stream.reveal
         self._masks = self._task_masks(event)
         if first and self.at.epoch == self.at.step == 0:
             for begin in self.methods.hooks("begin"):
@@ -168,7 +169,7 @@ class Learner:
         loaded = samples.load().to(self.device)
         for epoch in range(self.at.epoch, self.plan.epochs):
             yield from self._epoch(loaded, epoch)
-            for end_epoch in self.methods.hooks("end_epoch") if first else ():
+            for end_epoch in self.methods.hooks("end_epoch") if boundary else ():
                 end_epoch()
             self.at.epoch, self.at.step = epoch + 1, 0
             yield Tick("epoch", self.at, [])

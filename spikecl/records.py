@@ -22,7 +22,6 @@ from spikecl.errors import RunError, UsageError, suggest
 from spikecl.storage import read_json, writing
 
 FORMAT_VERSION = 1
-_LONGEST_PATH = 4096
 
 
 class RowLog:
@@ -85,7 +84,7 @@ class RunRecord:
     @property
     def run(self) -> dict[str, Any]:
         """What ran, with configuration, versions, host and status."""
-        return _read_table(self.path / "run.json", ("status", "format_version"))
+        return _read_table(self.path / "run.json", "format_version")
 
     @property
     def finished(self) -> bool:
@@ -97,9 +96,9 @@ class RunRecord:
         """Scalars of a finished run."""
         if not self.finished:
             raise RunError(
-                f"run {self.id} is {self.run['status']}; 'spikecl resume {self.id}' finishes it"
+                f"run {self.id} is {self.run.get('status')}; 'spikecl resume {self.id}' finishes it"
             )
-        return _read_table(self.path / "summary.json", _SUMMARY_KEYS)
+        return _read_table(self.path / "summary.json", "acc")
 
     @property
     def cost(self) -> dict[str, Any]:
@@ -122,15 +121,11 @@ class RunRecord:
         return read_rows(self.path / "steps.jsonl")
 
 
-_SUMMARY_KEYS = ("run", "method", "network", "trainer", "stream", "seed", "acc", "bwt", "fwt")
-
-
-def _read_table(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+def _read_table(path: Path, key: str) -> dict[str, Any]:
     table = read_json(path)
-    missing = [key for key in keys if not isinstance(table, dict) or key not in table]
-    if missing:
-        raise RunError(f"{path} is damaged (no {', '.join(missing)}); remove the run")
-    return dict(table)
+    if not isinstance(table, dict) or key not in table:
+        raise RunError(f"{path} is damaged (it has no {key}); remove the run and start again")
+    return table
 
 
 def find_runs(runs_dir: Path) -> list[RunRecord]:
@@ -141,7 +136,7 @@ def find_runs(runs_dir: Path) -> list[RunRecord]:
 def find_run(given: str, runs_dir: Path) -> RunRecord:
     """Return the run a path, a name or a unique prefix stands for."""
     path = Path(given)
-    if len(given) < _LONGEST_PATH and (path / "run.json").exists():
+    if _has(path, "run.json"):
         return RunRecord(path.resolve())
     runs = {record.id: record for record in find_runs(runs_dir)}
     matches = [name for name in runs if name.startswith(given)]
@@ -150,6 +145,13 @@ def find_run(given: str, runs_dir: Path) -> RunRecord:
     if matches:
         raise UsageError(f"'{given}' fits {len(matches)} runs: {', '.join(matches)}; give more")
     raise UsageError(f"no run '{given}' in {runs_dir}{suggest(given, runs)}")
+
+
+def _has(folder: Path, name: str) -> bool:
+    try:
+        return (folder / name).exists()
+    except OSError:  # a name that no disk could have
+        return False
 
 
 def select_runs(given: Sequence[str], runs_dir: Path) -> list[RunRecord]:
@@ -161,7 +163,7 @@ def select_runs(given: Sequence[str], runs_dir: Path) -> list[RunRecord]:
     selected: list[RunRecord] = []
     for name in given:
         group = next(
-            (p for p in (Path(name), runs_dir / name) if (p / "group.json").exists()), None
+            (p for p in (Path(name), runs_dir / name) if _has(p, "group.json")), None
         )
         if group is not None:
             members = read_json(group / "group.json")["runs"]

@@ -140,7 +140,7 @@ def test_a_date_is_refused():
         gain=st.floats(1e-300, 1e300),
         share=st.floats(0, 1),
         sizes=st.lists(st.integers(-5, 5)).map(tuple),
-        angles=st.lists(st.floats(-1e9, 1e9)).map(tuple),
+        angles=st.lists(st.floats(-1e9, 1e9), min_size=1).map(tuple),
         kind=st.sampled_from("ab"),
         on=st.booleans(),
         inner=st.builds(Inner, slope=st.floats(0.1, 9)),

@@ -113,7 +113,6 @@ def test_component_is_the_decorator_when_it_is_asked_for_first():
     modules_after("import spikecl\nassert callable(spikecl.component)\nspikecl.Hlop")
 
 
-@pytest.mark.xfail(strict=True, reason="the module spikecl.component takes the decorator's name")
 def test_component_is_the_decorator_when_something_else_came_before():
     modules_after("import spikecl\nspikecl.Hlop\nassert callable(spikecl.component)")
 

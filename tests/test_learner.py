@@ -726,7 +726,6 @@ def test_hidden_boundaries_cannot_be_counted(hook):
     assert hidden_calls(hook) <= 1
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the end of the first experience's epochs is told")
 def test_the_end_of_an_epoch_does_not_tell_a_hidden_boundary():
     """As the hook says: not called where boundaries are hidden."""
     assert hidden_calls("end_epoch") == 0

@@ -115,7 +115,12 @@ def test_loaded_tensors_own_aligned_storage(tmp_path):
 
 def test_the_files_are_safetensors_without_metadata_and_json(tmp_path):
     save_state(tmp_path / "x", OLD)
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["state.json", "tensors.safetensors", "x"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [
+        "sha256.txt",
+        "state.json",
+        "tensors.safetensors",
+        "x",
+    ]
     with safetensors.safe_open(tmp_path / "x" / "tensors.safetensors", "pt") as file:
         assert file.metadata() is None
         assert list(file.keys()) == ["a"]
@@ -209,7 +214,7 @@ def test_everything_is_flushed_before_the_rename_and_the_folder_after(tmp_path, 
     save_state(tmp_path / "x", OLD)
     at = log.index("rename")
     assert {"tensors.safetensors", "state.json"} < set(log[:at])
-    assert len(log[:at]) == 3  # and the temporary folder itself
+    assert len(log[:at]) == 4  # the checksum too, and the temporary folder itself
     assert log[at + 1 :] == [tmp_path.name]
     log.clear()
     write_json(tmp_path / "y.json", 1)
@@ -280,7 +285,7 @@ def test_a_damaged_state_json_is_named(tmp_path):
     (folder / "state.json").write_text('{"b": {')
     with pytest.raises(RunError, match="damaged") as error:
         load_state(folder)
-    assert str(folder / "state.json") in str(error.value)
+    assert str(folder) in str(error.value)
 
 
 def test_a_folder_left_by_a_killed_writer_is_no_obstacle(tmp_path):
@@ -288,6 +293,7 @@ def test_a_folder_left_by_a_killed_writer_is_no_obstacle(tmp_path):
     (tmp_path / ".x.tmp" / "stray").write_text("half")
     save_state(tmp_path / "x", OLD)
     assert sorted(p.name for p in (tmp_path / "x").iterdir()) == [
+        "sha256.txt",
         "state.json",
         "tensors.safetensors",
     ]

@@ -205,6 +205,25 @@ def test_runs_where_the_task_id_is_shown():
     assert learner.matrices()[0].final.min() > 0.9
 
 
+def test_old_samples_compete_with_the_classes_of_their_own_task():
+    allowed = []
+
+    class Look(Method):
+        def output_loss(self, loss, logits, batch):
+            allowed.extend(zip(batch.y.tolist(), logits.isfinite().tolist()))
+            return loss
+
+    stream = split_classes(
+        clusters(), experiences=2, order=(2, 0, 3, 1), reveal=TASK_IL, old_data=True
+    )
+    look = type("Look", (MethodSpec,), {"start": lambda self, context: Look()})()
+    run(stream, (JointTraining(), look), network=Mlp(hidden=(8,)), epochs=1)
+    own = {2: [0, 2], 0: [0, 2], 3: [1, 3], 1: [1, 3]}
+    assert {y for y, _ in allowed[40:]} == {0, 1, 2, 3}
+    for y, finite in allowed:
+        assert [c for c in range(4) if finite[c]] == own[y]
+
+
 def test_keeps_nothing_of_its_own():
     stream = permuted(clusters(), experiences=2, old_data=True)
     learner = run(stream, (JointTraining(),), epochs=1)

@@ -276,7 +276,6 @@ def test_a_worker_tells_an_error_in_its_last_message(table, tmp_path):
 # ---- known defects ------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="a child that does not end by a message is not explained")
 def test_what_a_child_prints_beside_its_messages_does_no_harm(table, tmp_path, monkeypatch):
     class Chatty(InProcess):
         def _run(self):
@@ -288,7 +287,6 @@ def test_what_a_child_prints_beside_its_messages_does_no_harm(table, tmp_path, m
     assert run_seeds(parse_config(table), 1, runs_dir=tmp_path / "runs").results
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="the group's folder is made unguarded")
 def test_a_group_that_cannot_be_written_is_told_in_one_line(table, tmp_path, children):
     config, runs = parse_config(table), tmp_path / "runs"
     group = run_seeds(config, 1, runs_dir=runs)

@@ -286,7 +286,6 @@ def test_several_seeds_are_stopped_together_and_go_on(config, tmp_path):
         assert whole.name == name and final(runs / name) == final(whole)
 
 
-@pytest.mark.xfail(strict=True, reason="a worker has no handlers while it imports: it dies of -15")
 @pytest.mark.parametrize("send", [os.kill, os.killpg])
 def test_several_seeds_can_be_stopped_while_they_start(config, tmp_path, send):
     with Command("run", config, "--quiet", "--seeds", 2, "--runs-dir", tmp_path / "r") as command:
