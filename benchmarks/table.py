@@ -47,6 +47,7 @@ def main() -> None:
     given = parser.parse_args()
     config, rows = TABLES[given.name]
     path = HERE / "results" / f"{given.name}.json"
+    path.parent.mkdir(exist_ok=True)
     done = []
     for label, overrides in rows.items():
         checked = load_config(HERE.parent / config, overrides)

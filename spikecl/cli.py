@@ -108,8 +108,10 @@ def list_runs(runs_dir: RunsDir = RUNS, as_json: AsJson = False) -> None:
         acc = None
         try:
             info = record.run
-            current = info["format_version"] == FORMAT_VERSION
-            status = info.get("status", "damaged") if current else f"format {info['format_version']}"
+            current = info.get("format_version") == FORMAT_VERSION
+            status = (
+                info.get("status", "damaged") if current else f"format {info.get('format_version')}"
+            )
             acc = record.summary["acc"] if record.finished and current else None
         except RunError:
             status = "damaged"

@@ -84,7 +84,7 @@ class RunRecord:
     @property
     def run(self) -> dict[str, Any]:
         """What ran, with configuration, versions, host and status."""
-        return _read_table(self.path / "run.json", "format_version")
+        return _read_table(self.path / "run.json")
 
     @property
     def finished(self) -> bool:
@@ -121,10 +121,10 @@ class RunRecord:
         return read_rows(self.path / "steps.jsonl")
 
 
-def _read_table(path: Path, key: str) -> dict[str, Any]:
+def _read_table(path: Path, *keys: str) -> dict[str, Any]:
     table = read_json(path)
-    if not isinstance(table, dict) or key not in table:
-        raise RunError(f"{path} is damaged (it has no {key}); remove the run and start again")
+    if not isinstance(table, dict) or set(keys) - table.keys():
+        raise RunError(f"{path} is damaged (no table with {keys}); remove the run and start again")
     return table
 
 
@@ -162,9 +162,7 @@ def select_runs(given: Sequence[str], runs_dir: Path) -> list[RunRecord]:
     """
     selected: list[RunRecord] = []
     for name in given:
-        group = next(
-            (p for p in (Path(name), runs_dir / name) if _has(p, "group.json")), None
-        )
+        group = next((p for p in (Path(name), runs_dir / name) if _has(p, "group.json")), None)
         if group is not None:
             members = read_json(group / "group.json")["runs"]
             selected += [find_run(str(group.parent / member), runs_dir) for member in members]

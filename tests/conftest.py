@@ -4,9 +4,12 @@ import copy
 
 import numpy as np
 import pytest
+import torch
 
 from spikecl.records import FORMAT_VERSION, RowLog, RunRecord, matrix_table
 from spikecl.storage import write_json
+
+torch.set_num_threads(1)  # tests run side by side
 
 NAN = float("nan")
 MATRIX = (  # untrained, then three events, on three sets; what is not tested is NaN

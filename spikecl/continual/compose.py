@@ -16,7 +16,8 @@ class Composition:
     """Running methods in order of phase."""
 
     def __init__(self, specs: Sequence[MethodSpec], context: Context):
-        ordered = sorted(specs, key=lambda spec: spec.phase)
+        # within a phase, whoever holds an exclusive slot comes last: one projector ends all
+        ordered = sorted(specs, key=lambda spec: (spec.phase, spec.slot is not None))
         names = [method_name(spec) for spec in ordered]
         check_slots(ordered)
         self.methods: dict[str, Method] = {}

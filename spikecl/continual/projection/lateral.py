@@ -122,7 +122,7 @@ class LateralWeights:
     def load_state_dict(self, state: State) -> None:
         """Take the rows back."""
         self.old, self.new, self.momentum = state["old"], state["new"], state["momentum"]
-        self.learning = state["learning"]
+        self.learning, self.outside = state["learning"], None
         if self.learning:
             self._complement()
 
