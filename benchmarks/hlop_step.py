@@ -5,7 +5,7 @@
 Hebbian rule in every step, ``..._every10`` in every tenth, ``faithful_...`` is the arithmetic of
 the authors' code. Ratios of process CPU time, one thread.
 
-    python benchmarks/hlop_step.py [--quick]
+    python benchmarks/hlop_step.py [--quick] [--write]
 """
 
 from __future__ import annotations
@@ -64,16 +64,18 @@ def steps_of(spec: MethodSpec) -> Callable[[], dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="at most 40 s")
-    quick = parser.parse_args().quick
+    parser.add_argument("--write", action="store_true", help="keep the results as a file")
+    given = parser.parse_args()
     variants = {
         "plain": steps_of(Finetune()),
         "hlop_task10_over_plain": steps_of(Hlop(rows=ROWS)),
         "hlop_task10_every10": steps_of(Hlop(rows=ROWS, every=10)),
         "faithful_task10_over_plain": steps_of(Hlop(rows=ROWS, faithful=True)),
     }
-    seconds = interleave(variants, repeats=7 if quick else 21)
+    seconds = interleave(variants, repeats=7 if given.quick else 21)
     plain = seconds.pop("plain")["step"]
-    report({name: ratios(measured["step"], plain) for name, measured in seconds.items()})
+    results = {name: ratios(measured["step"], plain) for name, measured in seconds.items()}
+    report("hlop_step", results, keep=given.write)
 
 
 if __name__ == "__main__":

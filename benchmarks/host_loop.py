@@ -6,7 +6,7 @@ both loops. The keys with ``ann`` compare the ordinary network 784-100-10 with `
 and autograd: a step of 0.3 ms, the hardest case there is for a host loop, and with it for the
 network's and the trainer's own overhead. Ratios of process CPU time, one thread.
 
-    python benchmarks/host_loop.py [--quick]
+    python benchmarks/host_loop.py [--quick] [--write]
 """
 
 from __future__ import annotations
@@ -166,19 +166,20 @@ def measure(case: Case, repeats: int) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="at most 40 s")
-    quick = parser.parse_args().quick
+    parser.add_argument("--write", action="store_true", help="keep the results as a file")
+    given = parser.parse_args()
     results = {}
     sizes = {"b64": (64, 4480), "b10": (10, 1500)}
     for name, network, steps in (("", SpikingMlp(), 6), ("ann_", Mlp(hidden=(100,)), 1)):
         for key, (batch, samples) in sizes.items():
             samples = samples if name else samples // 4
             stream = random_stream(samples)
-            repeats = (9 if name else 5) if quick else 21
+            repeats = (9 if name else 5) if given.quick else 21
             found = measure(Case(network, steps, batch, stream), repeats)
             results[f"{name}train_{key}"] = found["train"]
             if key == "b64":
                 results[f"{name}eval_{key}"] = found["eval"]
-    report(results)
+    report("host_loop", results, keep=given.write)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,9 @@ Runs go to ``--runs-dir`` and are found again there, so a table that was stopped
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
+
+from results import write
 
 from spikecl.experiments import GroupResult, load_config, run_seeds
 
@@ -46,14 +44,13 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     given = parser.parse_args()
     config, rows = TABLES[given.name]
-    path = HERE / "results" / f"{given.name}.json"
-    path.parent.mkdir(exist_ok=True)
     done = []
     for label, overrides in rows.items():
         checked = load_config(HERE.parent / config, overrides)
         group = run_seeds(checked, given.seeds, runs_dir=given.runs_dir, data_dir=given.data_dir)
         done.append({"label": label, "set": list(overrides), **row(group)})
-        path.write_text(json.dumps(table(given.name, config, done), indent=1) + "\n")
+        command = f"python benchmarks/table.py {given.name}"
+        write(given.name, command, {"config": config, "rows": done})
         print(label, {m: round(v["mean"], 4) for m, v in done[-1]["metrics"].items()}, flush=True)
 
 
@@ -61,33 +58,6 @@ def row(group: GroupResult) -> dict[str, object]:
     """Return the statistics of one row."""
     content = group.table
     return {key: content[key] for key in ("seeds", "parameters", "metrics")}
-
-
-def table(name: str, config: str, rows: list[dict[str, object]]) -> dict[str, object]:
-    """Return the whole table with what it takes to make it again."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "name": name,
-        "command": f"python benchmarks/table.py {name}",
-        "config": config,
-        "commit": commit.stdout.strip(),
-        "versions": {package: version(package) for package in ("spikecl", "torch", "numpy")},
-        "python": platform.python_version(),
-        "cpu": cpu(),
-        "threads": 1,
-        "rows": rows,
-    }
-
-
-def cpu() -> str:
-    """Return the processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

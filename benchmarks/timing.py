@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 
 import torch
+from results import write
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
@@ -46,8 +47,13 @@ def ratios(above: list[float], below: list[float]) -> dict[str, float]:
     }
 
 
-def report(results: Mapping[str, Mapping[str, float]]) -> None:
-    """Print a line per key, then everything as one JSON object on the last line."""
+def report(name: str, results: Mapping[str, Mapping[str, float]], *, keep: bool) -> None:
+    """Print a line per key, then everything as one JSON object on the last line.
+
+    With ``keep`` the results go to ``benchmarks/results`` as well.
+    """
+    if keep:
+        write(name, f"python benchmarks/{name}.py --write", {"results": results})
     for key, r in results.items():
         print(f"{key:28s} {r['median']:.3f}  ({r['min']:.3f} to {r['max']:.3f}, n = {r['n']})")
     print(json.dumps(results))
