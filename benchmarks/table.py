@@ -16,14 +16,13 @@ from results import write
 from spikecl.experiments import GroupResult, load_config, run_seeds
 
 HERE = Path(__file__).parent
-FINETUNE, FAITHFUL = ("method.name=finetune",), ("method.hlop.faithful=true",)
+FINETUNE = ("method.name=finetune",)
 JOINT = ("method.name=joint", "stream.old_data=true")
 TABLES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "permuted_digits": (
         "examples/permuted_digits.toml",
         {
             "fine-tuning": FINETUNE,
-            "HLOP, as its authors' code": FAITHFUL,
             "HLOP": (),
             "joint training on all tasks so far": JOINT,
         },

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from spikecl.errors import RunError, SpikeclError
+from spikecl.errors import Interrupted, RunError, SpikeclError
 from spikecl.signals import stop_early
 
 if TYPE_CHECKING:
@@ -344,6 +344,9 @@ def main() -> None:
     stop_early()
     try:
         app(prog_name="spikecl")
+    except Interrupted as stopped:
+        err.print(f"spikecl: {stopped}", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(stopped.exit_code)
     except Exception as error:
         if "--debug" in sys.argv:
             raise

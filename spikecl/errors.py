@@ -45,8 +45,11 @@ class NonFiniteLossError(SpikeclError):
     """The loss became infinite or NaN; the step is named."""
 
 
-class Interrupted(SpikeclError):
-    """The run was asked to stop; its state is saved and it can be resumed."""
+class Interrupted(BaseException):
+    """The run was asked to stop; its state is saved and it can be resumed.
+
+    Like ``KeyboardInterrupt`` it is no ``Exception``: a library that catches those cannot lose it.
+    """
 
     exit_code = 75
 

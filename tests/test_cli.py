@@ -269,10 +269,7 @@ cli.main()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize(
-    "swallowed",
-    [False, pytest.param(True, marks=pytest.mark.xfail(strict=True, reason="handler raises"))],
-)
+@pytest.mark.parametrize("swallowed", [False, True])
 def test_a_signal_before_the_start_ends_with_75(config, tmp_path, signum, swallowed):
     """Also within the import of a library that turns any exception into one of its own."""
     kill = f"os.kill(os.getpid(), {int(signum)})"
