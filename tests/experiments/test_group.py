@@ -56,13 +56,13 @@ class InProcess:
         self._thread.start()
 
     def _run(self):
-        from spikecl.errors import SpikeclError
+        from spikecl.errors import Interrupted, SpikeclError
 
         try:
             config = parse_config(self._job["config"])
             path = run_config(config, runs_dir=self._job["runs_dir"]).path
             message = {"code": 0, "path": str(path)}
-        except SpikeclError as error:
+        except (Interrupted, SpikeclError) as error:
             message = {"code": error.exit_code, "error": str(error)}
         InProcess.alive -= 1
         self._out.write(json.dumps(message) + "\n")

@@ -145,7 +145,7 @@ def status(path):
 
 
 def one_line(error, code=1):
-    assert isinstance(error, SpikeclError) and error.exit_code == code
+    assert isinstance(error, SpikeclError | Interrupted) and error.exit_code == code
     assert str(error) and "\n" not in str(error)
     return str(error)
 
