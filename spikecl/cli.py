@@ -341,7 +341,7 @@ def _progress(quiet: bool) -> Iterator[Show | None]:
 
 def main() -> None:
     """Entry point: run a command and end with its exit code."""
-    stop_early()
+    stop_early("spikecl: stopped before there was anything to save\n")
     try:
         app(prog_name="spikecl")
     except Interrupted as stopped:

@@ -285,6 +285,35 @@ def test_a_signal_before_the_start_ends_with_75(config, tmp_path, signum, swallo
     assert not (tmp_path / "runs").exists()
 
 
+STOPPED_IN_NUMPY = """
+import os, signal, sys
+from spikecl import cli
+class Finder:
+    sent = False
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("numpy.") and name.endswith("._exceptions") and not self.sent:
+            self.sent = True
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Finder())
+cli.main()
+"""
+
+
+def test_a_signal_within_the_import_of_compiled_code_ends_with_75(config, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_IN_NUMPY, "run", config],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    refused((done.returncode, done.stdout, done.stderr), 75, "stopped")
+
+
+def test_an_unexpected_error_leaves_the_run_failed(spikecl, config):
+    assert spikecl("run", config, "--set", "optimiser.lr=1e300")[0] == 1
+    assert json.loads(spikecl("list", "--json")[1])[0]["status"] == "failed"
+
+
 def test_show_says_how_to_finish_an_interrupted_run(spikecl, interrupted):
     refused(
         spikecl("show", interrupted.id), 1, "is interrupted", f"'spikecl resume {interrupted.id}'"

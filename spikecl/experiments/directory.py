@@ -74,8 +74,14 @@ class RunDirectory:
         present = self.checkpoints()
         number = int(present[-1].name) + 1 if present else 1
         save_state(self.path / "checkpoints" / f"{number:08d}", state)
-        for folder in self.checkpoints()[:-keep]:
-            shutil.rmtree(folder, ignore_errors=True)
+        self.prune(keep=keep)
+
+    def prune(self, *, keep: int) -> None:
+        """Drop all but the newest checkpoints, and what a killed writer left."""
+        kept = self.checkpoints()[-keep:]
+        for folder in (self.path / "checkpoints").iterdir():
+            if folder not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def restore(self) -> State | None:
         """Return the newest checkpoint's state and cut the logs back to it."""

@@ -11,7 +11,7 @@ import torch
 
 from spikecl.continual import Finetune, MethodSpec
 from spikecl.encoding import Direct, Encoder
-from spikecl.errors import Interrupted, NonFiniteLossError, RunError
+from spikecl.errors import Interrupted, RunError
 from spikecl.experiments.config import CheckpointPolicy, Config, parse_config
 from spikecl.experiments.cost import measure_cost
 from spikecl.experiments.directory import RunDirectory
@@ -147,8 +147,9 @@ def execute(job: Job, runs_dir: Path, *, show: Show | None = None) -> RunResult:
         except Interrupted:
             directory.set_status("interrupted")
             raise
-        except NonFiniteLossError:
-            directory.set_status("failed")
+        except Exception as error:
+            if not isinstance(error, RunError):  # of a run that cannot be written, say nothing
+                directory.set_status("failed")
             raise
         finally:
             directory.close()
@@ -204,6 +205,7 @@ def _finish(job: Job, learner: Learner, directory: RunDirectory) -> None:
     aware, agnostic = learner.matrices()
     own = aware if job.chosen_matrix == "aware" else agnostic
     directory.steps.sync()
+    directory.prune(keep=job.checkpoint.keep)  # a kill may have come before the last one's
     directory.write(
         "matrix.json",
         matrix_table(

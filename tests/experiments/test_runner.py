@@ -825,6 +825,18 @@ def test_a_checkpoint_that_was_being_written_is_ignored(interrupted):
     assert not [p for p in result.path.rglob("*.tmp")]
 
 
+def test_what_a_kill_before_the_last_pruning_left_is_dropped(make, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.RunDirectory, "prune", lambda self, keep: None)
+        patch.setattr(runner, "matrix_table", lambda *args, **kwargs: crash())
+        with pytest.raises(Crash):
+            run_config(make(), runs_dir=tmp_path)
+    (path,) = tmp_path.iterdir()
+    assert len(list((path / "checkpoints").iterdir())) > 2
+    run_config(make(), runs_dir=tmp_path)
+    assert len(list((path / "checkpoints").iterdir())) == 2
+
+
 def test_half_a_line_in_a_log_is_left_out(interrupted):
     config, path, expected = interrupted
     for name in ("steps.jsonl", "timing.jsonl"):
