@@ -20,13 +20,15 @@ from pydantic import TypeAdapter
 
 import spikecl
 from spikecl.components import fields_of
+from spikecl.data import Frames
 from spikecl.data.catalogue import CATALOGUE
 from spikecl.experiments.config import CHOICES, FIXED, config_schema
 from spikecl.registry import METHODS, TRAINERS
 from spikecl.streams import CLASS_IL, DOMAIN_IL, TASK_FREE, TASK_IL, Reveal
 
-SECTIONS = ("run", "data", "stream", "encoding", "network", "trainer", "optimiser", "train")
-SECTIONS += ("method", "checkpoint")
+SECTIONS = ("run", "data", "stream", "encoding", "network", "trainer")
+SECTIONS += ("loss", "optimiser", "train", "method", "checkpoint")
+TABLES = {"data": {"frames": Frames}}  # keys that are tables of their own
 
 
 def main(folder: Path) -> None:
@@ -49,7 +51,10 @@ def write(path: Path, text: str) -> None:
 def section(name: str) -> str:
     """Return the reference of one section of a configuration file."""
     if name in FIXED:
-        return f"## `[{name}]`\n\n{lead(FIXED[name])}\n\n{table(FIXED[name])}\n"
+        parts = [f"## `[{name}]`\n\n{lead(FIXED[name])}\n\n{table(FIXED[name])}\n"]
+        for key, cls in TABLES.get(name, {}).items():
+            parts.append(f"### `[{name}.{key}]`\n\n{lead(cls)}\n\n{table(cls)}\n")
+        return "\n".join(parts)
     choice = CHOICES[name]
     known = choice.registry.names()
     chosen = "`, `".join(known)
@@ -87,6 +92,8 @@ def describe(entry: dict[str, Any]) -> str:
     if "enum" in entry or "const" in entry:
         values = entry.get("enum", [entry.get("const")])
         return ", ".join(f"`{json.dumps(value)}`" for value in values)
+    if "$ref" in entry:
+        return "table, see below"
     if "anyOf" in entry:
         kinds = [describe(kind) for kind in entry["anyOf"] if kind.get("type") != "null"]
         return " or ".join(kinds)
@@ -175,11 +182,17 @@ def data_sets() -> str:
     origins = []
     for entry in CATALOGUE.values():
         shape = "×".join(str(n) for n in entry.shape)
+        if entry.step_ms:
+            shape += f", steps of {entry.step_ms:g} ms"
+        if entry.events:
+            shape = f"events on {shape}"
         files = " or ".join(f"`{v.file}`" for v in entry.variants if v.file) or "built in"
         counts = f"{entry.train:,} | {entry.test:,}"
         rows.append(f"| `{entry.name}` | {files} | {counts} | {shape} | {cell(entry.licence)} |")
         place = f" From <{entry.base_url}>." if entry.base_url else ""
         notes = "".join(f" `{v.file}` is a {v.note}." for v in entry.variants if v.note)
+        if entry.conversion:
+            notes += f" It is not downloaded: {entry.conversion}."
         origins.append(f"`{entry.name}`\n: {entry.citation}.{place}{notes}\n")
     return "\n".join([*rows, "", *origins])
 

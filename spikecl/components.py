@@ -14,7 +14,16 @@ from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 import pydantic
-from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from spikecl.errors import ConfigError, suggest
 
@@ -30,7 +39,9 @@ PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
-_RULES = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+_RULES = ConfigDict(
+    strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True
+)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
@@ -80,6 +91,50 @@ def to_table(value: Any) -> dict[str, Any]:
 def fields_of(cls: type[Any]) -> tuple[str, ...]:
     """Return the names of a component's parameters."""
     return tuple(f.name for f in dataclasses.fields(cls))
+
+
+def named(table: Mapping[str, type[Any]], key: str, default: str) -> tuple[Any, ...]:
+    """Return what makes a field take one of several components, by name where text is written.
+
+    In Python the field takes a component; in TOML ``"alif"`` or ``{model = "alif", beta = 0.9}``,
+    ``model`` being the key; without it the default is meant.
+
+    Example:
+        >>> @component
+        ... class Square:
+        ...     side: PositiveFloat = 1.0
+        >>> Shape = Annotated[Square, *named({"square": Square}, "shape", "square")]
+        >>> @component
+        ... class Drawing:
+        ...     figure: Shape = Square()
+        >>> from_table(Drawing, {"figure": {"shape": "square", "side": 2.0}}, "drawing").figure
+        Square(side=2.0)
+        >>> to_table(Drawing())
+        {'figure': {'shape': 'square', 'side': 1.0}}
+    """
+
+    def read(value: Any) -> Any:
+        if isinstance(value, str):
+            value = {key: value}
+        if not isinstance(value, Mapping):
+            return value
+        rest = dict(value)
+        name = rest.pop(key, default)
+        if name not in table:
+            raise ConfigError(f"{key}: got {name!r}{suggest(str(name), table)}")
+        return from_table(table[name], rest, str(name))
+
+    def write(value: Any) -> dict[str, Any]:
+        names = [name for name, cls in table.items() if cls is type(value)]
+        return {key: names[0] if names else type(value).__qualname__, **to_table(value)}
+
+    schema = {
+        "anyOf": [
+            {"enum": list(table)},
+            {"type": "object", "properties": {key: {"enum": list(table)}}},
+        ]
+    }
+    return BeforeValidator(read), PlainSerializer(write), WithJsonSchema(schema)
 
 
 def explain(error: ValidationError, where: str, cls: type[Any]) -> str:

@@ -23,7 +23,8 @@ class Registry:
 
     def _all(self) -> dict[str, str]:
         found = dict(self.table)
-        for point in entry_points(group=f"spikecl.{self.kind}s"):
+        plural = f"{self.kind}es" if self.kind.endswith("s") else f"{self.kind}s"
+        for point in entry_points(group=f"spikecl.{plural}"):
             if found.setdefault(point.name, point.value) != point.value:
                 raise UsageError(
                     f"two packages offer the {self.kind} '{point.name}': {found[point.name]} and "
@@ -61,13 +62,39 @@ STREAMS = Registry(
 )
 ENCODINGS = Registry(
     "encoding",
-    {"direct": "spikecl.encoding.encoders:Direct", "rate": "spikecl.encoding.encoders:Rate"},
+    {
+        "direct": "spikecl.encoding.encoders:Direct",
+        "rate": "spikecl.encoding.encoders:Rate",
+        "latency": "spikecl.encoding.timing:Latency",
+        "phase": "spikecl.encoding.timing:Phase",
+        "population": "spikecl.encoding.population:Population",
+        "sequence": "spikecl.encoding.temporal:Sequence",
+        "delta": "spikecl.encoding.temporal:Delta",
+        "sigma_delta": "spikecl.encoding.temporal:SigmaDelta",
+    },
+)
+LOSSES = Registry(
+    "loss",
+    {
+        "cross_entropy": "spikecl.encoding.losses:CrossEntropy",
+        "step_cross_entropy": "spikecl.encoding.losses:StepCrossEntropy",
+        "tet": "spikecl.encoding.losses:Tet",
+        "count_mse": "spikecl.encoding.losses:CountMse",
+        "max_membrane": "spikecl.encoding.losses:MaxMembrane",
+        "first_spike": "spikecl.encoding.losses:FirstSpike",
+    },
 )
 NETWORKS = Registry(
     "network",
     {
         "spiking_mlp": "spikecl.networks.build:SpikingMlp",
         "mlp": "spikecl.networks.build:Mlp",
+        "spiking_recurrent": "spikecl.networks.build:SpikingRecurrentNet",
+        "recurrent": "spikecl.networks.build:RecurrentNet",
+        "spiking_conv": "spikecl.networks.convolutional:SpikingConvNet",
+        "conv": "spikecl.networks.convolutional:ConvNet",
+        "spiking_resnet": "spikecl.networks.convolutional:SpikingResNet",
+        "resnet": "spikecl.networks.convolutional:ResNet",
     },
 )
 TRAINERS = Registry("trainer", {"bptt": "spikecl.trainers.bptt:Bptt"})

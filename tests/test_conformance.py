@@ -17,6 +17,7 @@ from spikecl.data.arrays import checked
 from spikecl.encoding import Direct
 from spikecl.errors import PairingError
 from spikecl.learner import Learner, TrainPlan
+from spikecl.neurons import LIF
 from spikecl.optim import Adam, Sgd
 from spikecl.registry import METHODS, NETWORKS
 from spikecl.seeds import Seeds
@@ -43,7 +44,9 @@ def data():
 
 def learner_of(method, network, optimiser="sgd", *, reveal=NO_TASKS, stream=None, batch=5):
     stream = stream or permuted(data(), experiences=3, seed=1).with_reveal(reveal)
-    options = {"hidden": (12, 9)} | ({"v_th": 0.1} if network == "spiking_mlp" else {})
+    options = {"hidden": (12, 9)} | (
+        {"neuron": LIF(beta=0.5, v_th=0.1)} if network == "spiking_mlp" else {}
+    )
     return Learner(
         stream=stream,
         network=NETWORKS.get(network)(**options, bias=True).build((8,), 3),

@@ -16,6 +16,7 @@ from spikecl.encoding import Direct, Encoder, Rate
 from spikecl.errors import HiddenFieldError, NonFiniteLossError, PairingError
 from spikecl.learner import WINDOW, Learner, TrainPlan
 from spikecl.networks import Factor, Mlp, SpikingMlp, initialise
+from spikecl.neurons import LIF
 from spikecl.optim import Adam, Sgd
 from spikecl.seeds import Seeds
 from spikecl.storage import join, load_state, save_state, split
@@ -92,7 +93,9 @@ def learner_of(
     seed=ROOT,
     **plan,
 ) -> Learner:
-    network = (network or SpikingMlp(hidden=(16, 12), v_th=V_TH)).build(stream.input_shape, CLASSES)
+    network = (network or SpikingMlp(hidden=(16, 12), neuron=LIF(beta=0.5, v_th=V_TH))).build(
+        stream.input_shape, CLASSES
+    )
     encoder = encoder or Direct(steps=T)
     return Learner(
         stream=stream,
@@ -240,7 +243,7 @@ OPTIMISERS = {
 @pytest.mark.parametrize("reveal", [DOMAIN_IL, TASK_FREE, TASK_IL], ids=["domain", "free", "task"])
 def test_equals_a_plain_loop(optimiser, spiking, rate, reveal):
     described, plain = OPTIMISERS[optimiser]
-    network = SpikingMlp(hidden=(16, 12), v_th=V_TH, bias=True)
+    network = SpikingMlp(hidden=(16, 12), neuron=LIF(beta=0.5, v_th=V_TH), bias=True)
     if not spiking:
         network = Mlp(hidden=(16, 12), bias=True)
     stream = tasks(12, 9, reveal=reveal, split_classes=True)
@@ -506,7 +509,7 @@ def resumable(kind, batch):
         return learner_of(
             stream,
             methods,
-            network=SpikingMlp(hidden=(16, 12), v_th=V_TH, bias=True),
+            network=SpikingMlp(hidden=(16, 12), neuron=LIF(beta=0.5, v_th=V_TH), bias=True),
             optimiser=optimiser,
             encoder=encoder,
             batch=batch,

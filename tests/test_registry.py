@@ -9,6 +9,7 @@ from spikecl import registry
 from spikecl.errors import UsageError
 from spikecl.registry import (
     ENCODINGS,
+    LOSSES,
     METHODS,
     NETWORKS,
     OPTIMISERS,
@@ -17,7 +18,7 @@ from spikecl.registry import (
     Registry,
 )
 
-BUILT_IN = [STREAMS, ENCODINGS, NETWORKS, TRAINERS, OPTIMISERS, METHODS]
+BUILT_IN = [STREAMS, ENCODINGS, LOSSES, NETWORKS, TRAINERS, OPTIMISERS, METHODS]
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_every_built_in_name_imports_and_is_found_again(table):
 
 
 def test_the_kinds_name_the_entry_point_groups():
-    kinds = ["stream", "encoding", "network", "trainer", "optimiser", "method"]
+    kinds = ["stream", "encoding", "loss", "network", "trainer", "optimiser", "method"]
     assert [table.kind for table in BUILT_IN] == kinds
 
 

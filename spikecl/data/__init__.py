@@ -2,6 +2,7 @@
 
 from spikecl.data import catalogue
 from spikecl.data.arrays import Data, checked
+from spikecl.data.events import Events, Frames
 from spikecl.data.library import (
     CatalogueRow,
     VerifyRow,
@@ -10,15 +11,21 @@ from spikecl.data.library import (
     load,
     verify,
 )
+from spikecl.data.tonic import from_tonic
+from spikecl.data.validation import hold_out
 
 __all__ = [
     "CatalogueRow",
     "Data",
+    "Events",
+    "Frames",
     "VerifyRow",
     "catalogue",
     "catalogue_rows",
     "checked",
     "fetch",
+    "from_tonic",
+    "hold_out",
     "load",
     "verify",
 ]

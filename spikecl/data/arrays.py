@@ -1,4 +1,4 @@
-"""A data set: four checked arrays and the sha256 that identifies them."""
+"""A data set: four checked arrays, what they mean, and the sha256 that identifies them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spikecl.data.checks import ARRAYS, Array
 class Data:
     """Inputs and labels of a training and a test set, as they lie in memory.
 
-    Two data sets are equal when name, peak, checksum and class names are.
+    Two data sets are equal when everything but the arrays is, which the checksum stands for.
 
     Attributes:
         name: What it is called; a subset has a name of its own.
@@ -28,6 +28,8 @@ class Data:
         classes: Number of classes.
         checksum: sha256 over the four arrays, see :func:`checksum_of`.
         class_names: Empty, or one name for each class.
+        temporal: Whether axis 0 of a sample is time: inputs are ``[N, T, *features]``.
+        step_ms: Length of a step, ``None`` where steps have no fixed length.
     """
 
     name: str
@@ -39,10 +41,12 @@ class Data:
     classes: int
     checksum: str
     class_names: tuple[str, ...] = ()
+    temporal: bool = False
+    step_ms: float | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
+        """Shape of one sample, ``[T, *features]`` where it is temporal."""
         return tuple(self.x_train.shape[1:])
 
 
@@ -53,6 +57,8 @@ def checked(
     where: str | None = None,
     peak: float | None = None,
     class_names: Iterable[str] = (),
+    temporal: bool | None = None,
+    step_ms: float | None = None,
 ) -> Data:
     """Build a data set from arrays, or say in one line what is wrong with them.
 
@@ -60,12 +66,14 @@ def checked(
 
     Args:
         arrays: ``x_train, y_train, x_test, y_test`` and, if wanted, ``classes`` (text, one name
-            for each class).
+            for each class), ``temporal`` and ``step_ms`` (one value each).
         name: What the data set is called.
         where: How errors call it; by default ``data 'name'``.
         peak: The value that stands for intensity 1.0. By default 1 for floats and for 0/1 inputs
             (spikes, bits), 255 for other whole numbers.
         class_names: Names that take precedence over the array ``classes``.
+        temporal: Whether axis 1 of the inputs is time; by default what the arrays say, else no.
+        step_ms: Length of a step of temporal inputs; by default what the arrays say.
 
     Raises:
         DataError: An array is missing, has a wrong type or shape, holds NaN or infinity, the
@@ -86,9 +94,16 @@ def checked(
     checks.splits(x_train, x_test, where)
     classes = checks.class_count(y_train, y_test, where)
     names = checks.names_of_classes(class_names or _stored_names(arrays), classes, where)
+    told = temporal is not None
+    in_time = checks.time(
+        temporal if told else arrays.get("temporal"),
+        step_ms if told else arrays.get("step_ms"),
+        x_train,
+        where,
+    )
     checksum = checksum_of(dict(zip(ARRAYS, (x_train, y_train, x_test, y_test))))
     peak = _peak(x_train, x_test) if peak is None else float(peak)
-    return Data(name, x_train, y_train, x_test, y_test, peak, classes, checksum, names)
+    return Data(name, x_train, y_train, x_test, y_test, peak, classes, checksum, names, *in_time)
 
 
 def checksum_of(arrays: Mapping[str, Array]) -> str:
@@ -100,12 +115,16 @@ def checksum_of(arrays: Mapping[str, Array]) -> str:
     """
     digest = hashlib.sha256()
     for name in ARRAYS:
-        array = arrays[name]
-        dtype = array.dtype.newbyteorder("<")
-        shape = ",".join(str(size) for size in array.shape)
-        digest.update(f"{name} {dtype.str} {shape}\n".encode())
-        digest.update(np.ascontiguousarray(array, dtype=dtype).data)
+        add(digest, name, arrays[name])
     return digest.hexdigest()
+
+
+def add(digest: hashlib._Hash, name: str, array: Array) -> None:
+    """Add an array to a checksum: its line of name, type and shape, then its values."""
+    dtype = array.dtype.newbyteorder("<")
+    shape = ",".join(str(size) for size in array.shape)
+    digest.update(f"{name} {dtype.str} {shape}\n".encode())
+    digest.update(np.ascontiguousarray(array, dtype=dtype).data)
 
 
 def _peak(x_train: Array, x_test: Array) -> float:

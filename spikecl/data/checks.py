@@ -8,6 +8,7 @@ or a name.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,29 +18,39 @@ from numpy.typing import NDArray
 from spikecl.errors import DataError
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-EVENT_ARRAYS = ("offset_train", "t_train")
+SIGNS_OF_EVENTS = ("offset_train", "t_train")
 
 Array = NDArray[Any]
 
 
+def holds_events(names: Iterable[str]) -> bool:
+    """Whether arrays of these names are flat events, so that ``x_train`` is a coordinate."""
+    return not set(SIGNS_OF_EVENTS).isdisjoint(names)
+
+
 def layout(names: Iterable[str], where: str) -> None:
-    """Refuse files of events and files that lack one of the four arrays."""
+    """Refuse events, which are no inputs, and what lacks one of the four arrays."""
     names = list(names)
-    events = [name for name in EVENT_ARRAYS if name in names]
-    if events:
+    if holds_events(names):
+        found = ", ".join(name for name in SIGNS_OF_EVENTS if name in names)
         raise DataError(
-            f"{where}: holds events ({', '.join(events)} beside x_train), so x_train is a "
-            "coordinate, not the input; allowed: x_train of [N, *features]; bin the events into "
-            "frames and save those"
+            f"{where}: holds events ({found} beside x_train), so x_train is a coordinate, not the "
+            "input; allowed: x_train of [N, *features]; bin the events with spikecl.data.Frames"
         )
-    missing = [name for name in ARRAYS if name not in names]
+    present(names, ARRAYS, where)
+
+
+def present(names: Iterable[str], needed: Iterable[str], where: str) -> None:
+    """Refuse what lacks an array, and say which other one may have been meant."""
+    names, needed = list(names), list(needed)
+    missing = [name for name in needed if name not in names]
     if missing:
-        others = [name for name in names if name not in ARRAYS]
+        others = [name for name in names if name not in needed]
         close = difflib.get_close_matches(missing[0], others, n=1)
         hint = f" (is '{close[0]}' meant?)" if close else ""
         raise DataError(
             f"{where}: {' and '.join(missing)} missing, found "
-            f"{', '.join(sorted(names)[:12]) or 'nothing'}{hint}; needed: {', '.join(ARRAYS)}; "
+            f"{', '.join(sorted(names)[:12]) or 'nothing'}{hint}; needed: {', '.join(needed)}; "
             "save them with numpy.savez"
         )
 
@@ -111,6 +122,49 @@ def labels(y: Array, name: str, where: str) -> Array:
     if y.dtype.kind == "u" and y.size and int(y.max()) > np.iinfo(np.int64).max:
         raise DataError(f"{where}: {name} goes up to {y.max()}; allowed: 0 .. classes-1; renumber")
     return np.ascontiguousarray(y, dtype=np.int64)
+
+
+def whole(array: Array, name: str, where: str) -> None:
+    """Refuse all but flat arrays of whole numbers from 0."""
+    if array.ndim != 1 or array.dtype.kind not in "bui":
+        raise DataError(
+            f"{where}: {name} is {array.dtype} of shape {array.shape}; allowed: integers in one "
+            "flat array (times in whole microseconds); convert it"
+        )
+    if array.dtype.kind == "i" and len(array) and array.min() < 0:
+        raise DataError(
+            f"{where}: {name} goes down to {array.min()}; allowed: integers from 0; shift them"
+        )
+
+
+def time(temporal: Any, step_ms: Any, x: Array, where: str) -> tuple[bool, float | None]:
+    """Return whether axis 1 of the inputs is time, and the length of a step where it is fixed."""
+    temporal, step_ms = (None if v is None else np.asarray(v) for v in (temporal, step_ms))
+    if temporal is not None and (temporal.shape != () or temporal.dtype.kind not in "bui"):
+        raise DataError(
+            f"{where}: temporal is {temporal.dtype} of shape {temporal.shape}; allowed: one True "
+            "or False; save temporal=True where axis 1 of x_train is time"
+        )
+    if not temporal:
+        if step_ms is not None:
+            raise DataError(
+                f"{where}: step_ms is given, but temporal is not True; allowed: step_ms of inputs "
+                "[N, T, *features]; save temporal=True too, or leave step_ms out"
+            )
+        return False, None
+    if x.ndim < 3:
+        raise DataError(
+            f"{where}: temporal is True, but x_train has shape {x.shape}; allowed: "
+            "[N, T, *features], at least three axes; add an axis of one feature"
+        )
+    if step_ms is None:
+        return True, None
+    if step_ms.shape != () or step_ms.dtype.kind not in "uif" or not 0 < step_ms < math.inf:
+        raise DataError(
+            f"{where}: step_ms is {step_ms}; allowed: one positive number, the length of a step in "
+            "milliseconds; leave it out where steps have no fixed length"
+        )
+    return True, float(step_ms)
 
 
 def pairs(x: Array, y: Array, split: str, where: str) -> None:

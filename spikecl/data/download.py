@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spikecl.data import idx, npz
-from spikecl.data.arrays import Data, checked
-from spikecl.data.catalogue import Entry
+from spikecl.data import event_file, npz
+from spikecl.data.arrays import checked
+from spikecl.data.checks import Array
+from spikecl.data.entry import Entry
 from spikecl.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,16 +39,21 @@ def download(
         The path of the ``.npz``.
 
     Raises:
-        DataError: No network, a broken transfer, a full disk, or content that is not the data set.
+        DataError: No network, a broken transfer, a full disk, content that is not the data set, or
+            a data set that has to be converted by hand.
     """
+    if entry.decode is None:
+        raise DataError(
+            f"{entry.name} is not downloaded: {entry.conversion}; {_by_hand(entry, folder)}"
+        )
     target = folder / entry.full.file
     with _explained(entry, folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary:
-            files = _transfer(entry.urls(base_url), Path(temporary), progress)
-            arrays = {name: idx.read(file) for name, file in files.items()}
+            files = _transfer(entry, entry.urls(base_url), Path(temporary), progress)
+            arrays = entry.decode(files)
     where = f"download of {entry.name} from {base_url or entry.base_url}"
-    difference = _difference(entry, checked(arrays, entry.name, where=where))
+    difference = _difference(entry, arrays, where)
     if difference:
         raise DataError(
             f"{where}: {difference}; nothing was kept; try again later, or "
@@ -57,28 +63,46 @@ def download(
     return target
 
 
-def _difference(entry: Entry, data: Data) -> str:
+def _difference(entry: Entry, arrays: dict[str, Array], where: str) -> str:
     """Say how arrays differ from the data set; where no checksum is known, only sizes can tell."""
+    if entry.events:
+        checksum, shape = event_file.checksum_of(arrays), entry.shape
+    else:
+        data = checked(arrays, entry.name, where=where)
+        checksum, shape = data.checksum, data.input_shape
     if entry.full.checksum is not None:
-        same = data.checksum == entry.full.checksum
-        return "" if same else f"checksum {data.checksum}, expected {entry.full.checksum}"
-    got = (len(data.x_train), len(data.x_test), data.input_shape)
+        same = checksum == entry.full.checksum
+        return "" if same else f"checksum {checksum}, expected {entry.full.checksum}"
+    got = (len(arrays["y_train"]), len(arrays["y_test"]), shape)
     expected = (entry.train, entry.test, entry.shape)
     return "" if got == expected else f"train, test, shape {got}, expected {expected}"
 
 
-def _transfer(urls: dict[str, str], folder: Path, progress: bool) -> dict[str, Path]:
+def _transfer(entry: Entry, urls: dict[str, str], folder: Path, progress: bool) -> dict[str, Path]:
     import pooch
 
     files: dict[str, Path] = {}
     with _bars(progress) as bars:
-        for array, url in urls.items():
-            files[array] = folder / url.rsplit("/", 1)[-1]
+        for what, url in urls.items():
+            files[what] = folder / what / url.rsplit("/", 1)[-1]
+            files[what].parent.mkdir()
             transfer = pooch.HTTPDownloader(
-                progressbar=_Bar(bars, files[array].name), chunk_size=CHUNK_BYTES, timeout=TIMEOUT_S
+                progressbar=_Bar(bars, f"{entry.name}, {what}"),
+                chunk_size=CHUNK_BYTES,
+                timeout=TIMEOUT_S,
             )
-            transfer(url, str(files[array]), None)
+            transfer(url, str(files[what]), None)
+            if what in entry.md5:
+                _refuse_altered(files[what], entry.md5[what], url)
     return files
+
+
+def _refuse_altered(file: Path, expected: str, url: str) -> None:
+    import pooch
+
+    got = pooch.file_hash(str(file), alg="md5")
+    if got != expected:
+        raise DataError(f"{url} has md5 {got}, but {expected} is published; try again later")
 
 
 @contextlib.contextmanager

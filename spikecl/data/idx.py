@@ -10,6 +10,7 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,11 @@ from spikecl.data.checks import Array
 from spikecl.errors import DataError
 
 _UNSIGNED_BYTES = 8
+
+
+def read_all(files: Mapping[str, Path]) -> dict[str, Array]:
+    """Return the array of each file."""
+    return {name: read(path) for name, path in files.items()}
 
 
 def read(path: Path) -> Array:

@@ -8,13 +8,16 @@ refused, not passed over.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from spikecl.data import digits, npz
-from spikecl.data.arrays import Data, checked
-from spikecl.data.catalogue import CATALOGUE, Entry, Variant
+from spikecl.data import checks, npz
+from spikecl.data.arrays import Data
+from spikecl.data.catalogue import CATALOGUE
 from spikecl.data.download import download
+from spikecl.data.entry import Entry, Variant
+from spikecl.data.events import Frames
+from spikecl.data.found import Found, no_frames
 from spikecl.errors import DataError, suggest
 
 VARIABLE = "SPIKECL_DATA"
@@ -29,7 +32,7 @@ class CatalogueRow:
         found: The local file, ``None`` when built in or not here yet.
         train: Training samples of what was found, else of the full set.
         test: Test samples, likewise.
-        shape: Shape of one sample.
+        shape: Shape of one sample, of events the size of the sensor.
         classes: Number of classes.
         licence: Terms of the authors.
         note: "built in", "not here; ...", "subset: ..." or what is wrong with the file.
@@ -52,7 +55,7 @@ class VerifyRow:
     Attributes:
         name: ``Data.name`` of what was checked.
         found: The file, ``None`` when built in.
-        checksum: sha256 over the arrays.
+        checksum: sha256 over the arrays as they are stored.
         expected: The published one, ``None`` where none is known.
         ok: Whether they agree, ``None`` where there is nothing to compare with.
         message: The same in words.
@@ -66,37 +69,23 @@ class VerifyRow:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """Where a data set is and what is known of it."""
-
-    path: Path | None
-    name: str
-    entry: Entry | None = None
-    variant: Variant | None = None
-
-    @property
-    def expected(self) -> str | None:
-        return self.variant.checksum if self.variant else None
-
-    def read(self) -> Data:
-        arrays = digits.read() if self.path is None else npz.read(self.path)
-        where = None if self.path is None else str(self.path)
-        peak = self.entry.peak if self.entry else None
-        return checked(arrays, self.name, where=where, peak=peak)
-
-
-def load(name: str | Path, *, data_dir: str | Path | None = None) -> Data:
+def load(
+    name: str | Path, *, data_dir: str | Path | None = None, frames: Frames | None = None
+) -> Data:
     """Return a data set by its name or by the path of an ``.npz``.
+
+    Recordings of events become frames, ``[N, T, H, W, P]``.
 
     Args:
         name: A name of the catalogue; the name of a file ``NAME.npz`` in one of the folders; or a
             path, absolute or relative to the working directory or one of the folders.
         data_dir: A folder to look in first.
+        frames: How events become frames, by default as :class:`Frames` does; only for events.
 
     Raises:
         DataError: The name is unknown, the file is damaged or has a wrong layout, a file of the
-            catalogue holds something else, or the download failed.
+            catalogue holds something else, the download failed, or frames are given for data that
+            are no events.
 
     Example:
         >>> data = load("digits")
@@ -104,12 +93,11 @@ def load(name: str | Path, *, data_dir: str | Path | None = None) -> Data:
         ((1442, 8, 8), 16.0, 10)
     """
     folders = _folders(data_dir)
+    entry = CATALOGUE.get(str(name))
+    if frames is not None and entry is not None and not entry.events:
+        raise DataError(no_frames(entry.name))
     found = _find(str(name), folders) or _downloaded(str(name), folders, None, True)
-    data = found.read()
-    if found.entry is None:
-        return data
-    _refuse_other(data, found, found.entry)
-    return replace(data, class_names=found.entry.class_names)
+    return found.data(frames)
 
 
 def fetch(
@@ -145,7 +133,7 @@ def verify(name: str | Path, *, data_dir: str | Path | None = None) -> VerifyRow
     found = _find(str(name), folders)
     if found is None:
         raise DataError(_absent(str(name), folders))
-    got = found.read().checksum
+    got = found.checksum()
     expected = found.expected
     if expected is None:
         return VerifyRow(
@@ -178,18 +166,18 @@ def _folders(data_dir: str | Path | None) -> tuple[Path, ...]:
     return (*folders.values(), cache_dir())
 
 
-def _find(name: str, folders: tuple[Path, ...]) -> _Found | None:
+def _find(name: str, folders: tuple[Path, ...]) -> Found | None:
     """Return where a data set is; ``None`` when it is of the catalogue and not here."""
     for entry in CATALOGUE.values():
         variants = entry.variants if name == entry.name else _named(entry, name)
         if variants and entry.built_in:
-            return _Found(None, entry.name, entry, entry.full)
+            return Found(None, entry.name, entry, entry.full)
         for path, variant in ((f / v.file, v) for f in folders for v in variants):
             if os.path.isfile(path):
-                return _Found(path, variant.name, entry, variant)
+                return Found(path, variant.name, entry, variant)
         if variants:
             return None
-    return _Found(_users_file(name, folders), Path(name).stem)
+    return Found(_users_file(name, folders), Path(name).stem)
 
 
 def _named(entry: Entry, name: str) -> tuple[Variant, ...]:
@@ -212,27 +200,14 @@ def _users_file(name: str, folders: tuple[Path, ...]) -> Path:
     )
 
 
-def _refuse_other(data: Data, found: _Found, entry: Entry) -> None:
-    """Refuse a file that has the name of a known data set and holds something else."""
-    got, expected = f"checksum {data.checksum}", f"checksum {found.expected}"
-    if found.expected is None:  # only the classes can be compared
-        got, expected = f"{data.classes} classes", f"{len(entry.class_names)} classes"
-    if got != expected:
-        raise DataError(
-            f"{found.path or entry.name}: the arrays have {got}, but {data.name} has {expected}; "
-            "rename the file to use it as data of your own, or remove it and run "
-            f"'spikecl data fetch {entry.name}'"
-        )
-
-
 def _downloaded(
     name: str, folders: tuple[Path, ...], base_url: str | None, progress: bool
-) -> _Found:
+) -> Found:
     entry = CATALOGUE.get(name)
     if entry is None:  # a subset has no official source
         raise DataError(_absent(name, folders))
     path = download(entry, cache_dir(), base_url=base_url, progress=progress)
-    return _Found(path, entry.name, entry, entry.full)
+    return Found(path, entry.name, entry, entry.full)
 
 
 def _entry(name: str) -> Entry:
@@ -243,21 +218,25 @@ def _entry(name: str) -> Entry:
 
 def _absent(name: str, folders: tuple[Path, ...]) -> str:
     looked = ", ".join(str(folder) for folder in folders)
-    get = f"run 'spikecl data fetch {name}'" if name in CATALOGUE else f"put {name}.npz there"
+    get = f"put {name}.npz there"
+    if name in CATALOGUE:
+        get = CATALOGUE[name].conversion or f"run 'spikecl data fetch {name}'"
     return f"{name} is not on this machine (looked in {looked}); {get}"
 
 
-def _row(entry: Entry, found: _Found | None) -> CatalogueRow:
+def _row(entry: Entry, found: Found | None) -> CatalogueRow:
     train, test, shape, path = entry.train, entry.test, entry.shape, None
     note = "built in" if entry.built_in else "not here; fetch downloads it"
+    if entry.conversion:
+        note = "not here; no download, see the documentation"
     if found is not None and found.path is not None:
         path, note = found.path, found.variant.note if found.variant else ""
         try:
             stored = npz.headers(path)
             train, test = stored["y_train"].shape[0], stored["y_test"].shape[0]
-            shape = stored["x_train"].shape[1:]
+            shape = entry.shape if checks.holds_events(stored) else stored["x_train"].shape[1:]
         except (DataError, LookupError) as error:
             note = str(error) if isinstance(error, DataError) else f"{path} has a wrong layout"
-    return CatalogueRow(
-        entry.name, path, train, test, shape, len(entry.class_names), entry.licence, note
-    )
+    variant = found.variant if found and found.variant else entry.full
+    classes = len(variant.class_names or entry.class_names)
+    return CatalogueRow(entry.name, path, train, test, shape, classes, entry.licence, note)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import zipfile
 import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +16,8 @@ import numpy as np
 from spikecl.data import checks
 from spikecl.data.checks import ARRAYS, Array
 from spikecl.errors import DataError
+
+MEANINGS = ("classes", "temporal", "step_ms")  # arrays that say what the four mean
 
 _npy: Any = np.lib.format  # numpy leaves these functions untyped
 
@@ -40,7 +43,7 @@ class Header:
 
 
 def read(path: Path) -> dict[str, Array]:
-    """Return the four arrays of a file and ``classes`` where it has them.
+    """Return the four arrays of a file, and ``classes, temporal, step_ms`` where it has them.
 
     Raises:
         DataError: The file cannot be opened, is no ``.npz``, is truncated or altered, holds
@@ -48,13 +51,22 @@ def read(path: Path) -> dict[str, Array]:
     """
     found = headers(path)
     checks.layout(found, str(path))
-    for name in ARRAYS:
-        checks.numeric(found[name].dtype, name, str(path))
-    named = "classes" in found and found["classes"].dtype.kind == "U"
-    wanted = (*ARRAYS, "classes") if named else ARRAYS
+    return members(path, found, (*ARRAYS, *MEANINGS))
+
+
+def members(path: Path, found: Mapping[str, Header], names: Iterable[str]) -> dict[str, Array]:
+    """Return those of the named arrays that a file has; class names only where they are text.
+
+    Raises:
+        DataError: The file is truncated or altered, or an array holds no numbers.
+    """
+    names = [n for n in names if n in found and (n != "classes" or found[n].dtype.kind == "U")]
+    for name in names:
+        if name != "classes":
+            checks.numeric(found[name].dtype, name, str(path))
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in wanted}
+            return {name: file[name] for name in names}
     except OSError as error:
         raise _unreadable(path, error) from None
     except _DAMAGED as error:

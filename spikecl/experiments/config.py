@@ -19,12 +19,22 @@ from pydantic import Field
 from spikecl.components import PositiveInt, component, fields_of, from_table, to_table
 from spikecl.continual import MethodSpec
 from spikecl.continual.compose import check_slots, method_name
-from spikecl.encoding import Encoder
+from spikecl.data import Frames
+from spikecl.encoding import Encoder, Loss
 from spikecl.errors import ConfigError, suggest
 from spikecl.learner import TrainPlan
 from spikecl.networks import NetworkSpec
 from spikecl.optim import OptimiserSpec
-from spikecl.registry import ENCODINGS, METHODS, NETWORKS, OPTIMISERS, STREAMS, TRAINERS, Registry
+from spikecl.registry import (
+    ENCODINGS,
+    LOSSES,
+    METHODS,
+    NETWORKS,
+    OPTIMISERS,
+    STREAMS,
+    TRAINERS,
+    Registry,
+)
 from spikecl.streams import StreamSpec
 from spikecl.trainers import Trainer
 
@@ -50,9 +60,14 @@ class DataOptions:
 
     Args:
         name: A known name (``spikecl data list``) or the path of an ``.npz`` file.
+        frames: How recordings of events become frames; only for data that are events.
+        validation: Test on this fraction of the training samples instead of on the test set: what
+            hyper-parameters are to be chosen on. 0 uses the test set.
     """
 
     name: str = "digits"
+    frames: Frames | None = None
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 @component
@@ -85,9 +100,10 @@ FIXED: dict[str, type[Any]] = {
 }
 CHOICES: dict[str, Choice] = {
     "stream": Choice(STREAMS, "permuted", ("experiences", "old_data")),
-    "network": Choice(NETWORKS, "spiking_mlp", ("hidden",)),
+    "network": Choice(NETWORKS, "spiking_mlp", ("hidden", "neuron")),
     "encoding": Choice(ENCODINGS, "direct", ("steps",)),
     "trainer": Choice(TRAINERS, "bptt"),
+    "loss": Choice(LOSSES, "cross_entropy"),
     "optimiser": Choice(OPTIMISERS, "sgd", ("lr",)),
     "method": Choice(METHODS, "finetune"),
 }
@@ -103,6 +119,7 @@ class Config:
     network: NetworkSpec
     encoding: Encoder
     trainer: Trainer
+    loss: Loss
     optimiser: OptimiserSpec
     train: TrainPlan
     checkpoint: CheckpointPolicy

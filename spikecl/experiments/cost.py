@@ -7,10 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from spikecl_hardware.energy import FLOAT32_45NM, Operations, count, estimate, linear
+from spikecl_hardware.energy import (
+    FLOAT32_45NM,
+    Layer,
+    Operations,
+    conv2d,
+    count,
+    estimate,
+    linear,
+)
 
 from spikecl.learner import Learner, model_nbytes
-from spikecl.networks import Network, Tap
+from spikecl.networks import Conv2d, Network, Synapse, Tap
 from spikecl.networks.network import count_parameters
 from spikecl.records import FORMAT_VERSION
 
@@ -44,13 +52,12 @@ def count_operations(network: Network, x: torch.Tensor) -> tuple[Operations, dic
         Operations per sample, and the mean spikes per step of the neurons each synapse listens to.
     """
     taps: dict[str, Tap] = {}
-    network(x, taps=taps)
+    network(x, taps=taps, generator=torch.Generator() if network.is_random else None)
     steps, samples = x.shape[:2]
     total, rates = Operations(0, 0, 0, 0), {}
     for position, (name, tap) in enumerate(taps.items()):
-        weights = network.synapses[name].weight.detach().cpu().numpy()
-        layer = linear(weights)
-        if name == list(taps)[-1]:
+        layer = _layer(network.synapses[name], tap)
+        if name == list(taps)[-1] or name.endswith(".recurrent"):
             layer = replace(layer, neurons=0)
         rows = tap.rows.detach().cpu().numpy().astype(np.float64)
         passes = len(rows) // samples
@@ -66,3 +73,14 @@ def count_operations(network: Network, x: torch.Tensor) -> tuple[Operations, dic
                 membrane_updates=layer.neurons * (steps if network.is_spiking else 0),
             )
     return total, rates
+
+
+def _layer(synapse: Synapse, tap: Tap) -> Layer:
+    """Describe a synapse by the weights it uses."""
+    with torch.no_grad():
+        weights = synapse.effective(dict(synapse.named_parameters())).cpu().numpy()
+    if isinstance(synapse, Conv2d):
+        _, stride, padding = synapse.geometry
+        height, width = tap.rows.shape[2:]
+        return conv2d(weights, (height, width), stride=stride, padding=padding)
+    return linear(weights)

@@ -16,15 +16,24 @@ import torch
 from spikecl.components import to_table
 from spikecl.continual import MethodSpec
 from spikecl.continual.compose import method_name
-from spikecl.data import load
-from spikecl.encoding import Encoder
+from spikecl.data import hold_out, load
+from spikecl.encoding import CrossEntropy, Encoder, Loss
 from spikecl.errors import ConfigError
 from spikecl.experiments.config import CheckpointPolicy, Config
 from spikecl.experiments.environment import choose_device
-from spikecl.learner import Learner, TrainPlan
+from spikecl.learner import Heads, Learner, TrainPlan
+from spikecl.learner.pairing import check_time
 from spikecl.networks import Network, NetworkSpec
 from spikecl.optim import OptimiserSpec
-from spikecl.registry import ENCODINGS, METHODS, NETWORKS, OPTIMISERS, TRAINERS, Registry
+from spikecl.registry import (
+    ENCODINGS,
+    LOSSES,
+    METHODS,
+    NETWORKS,
+    OPTIMISERS,
+    TRAINERS,
+    Registry,
+)
 from spikecl.seeds import Seeds
 from spikecl.streams import Reveal, Stream
 from spikecl.trainers import Trainer
@@ -48,11 +57,14 @@ class Job:
     threads: int
     device: str
     config: Mapping[str, Any] | None = None
+    loss: Loss = CrossEntropy()
 
     @classmethod
     def from_config(cls, config: Config, *, data_dir: Path | None) -> Job:
         """Load the data and make the stream of a configuration."""
-        data = load(config.data.name, data_dir=data_dir)
+        data = load(config.data.name, data_dir=data_dir, frames=config.data.frames)
+        if config.data.validation:
+            data = hold_out(data, config.data.validation)
         return cls(
             stream=config.stream.make(data, config.run.seed),
             network=config.network,
@@ -66,13 +78,17 @@ class Job:
             threads=config.run.threads,
             device=config.run.device,
             config=config.table(),
+            loss=config.loss,
         )
 
     def learner(self) -> Learner:
         """Return a learner at the start."""
-        shape, classes = self.stream.input_shape, self.stream.classes
-        given = self.network
-        network = given.build(shape, classes) if isinstance(given, NetworkSpec) else given
+        given, device = self.network, choose_device(self.device)
+        head = given.head if isinstance(given, NetworkSpec) else "single"
+        check_time(self.stream, self.encoder)
+        shape = self.encoder.shape(self.stream.input_shape)
+        outputs = Heads(head, self.stream, device).outputs
+        network = given.build(shape, outputs) if isinstance(given, NetworkSpec) else given
         learner = Learner(
             stream=self.stream,
             network=network,
@@ -82,7 +98,9 @@ class Job:
             optimiser=self.optimiser,
             plan=self.plan,
             seeds=Seeds(self.seed),
-            device=choose_device(self.device),
+            device=device,
+            loss=self.loss,
+            head=head,
         )
         check_shapes(learner)
         return learner
@@ -94,6 +112,7 @@ class Job:
             "network": _name(NETWORKS, self.network),
             "trainer": _name(TRAINERS, self.trainer),
             "encoding": _name(ENCODINGS, self.encoder),
+            "loss": _name(LOSSES, self.loss),
             "optimiser": _name(OPTIMISERS, self.optimiser),
             "stream": self.stream.name,
         }
@@ -106,6 +125,7 @@ class Job:
         parts: list[tuple[Registry, Sequence[Any]]] = [
             (NETWORKS, [self.network]),
             (ENCODINGS, [self.encoder]),
+            (LOSSES, [self.loss]),
             (TRAINERS, [self.trainer]),
             (OPTIMISERS, [self.optimiser]),
             (METHODS, self.methods),
@@ -148,15 +168,20 @@ def first_batch(learner: Learner) -> torch.Tensor:
     return learner.encoder.encode(x, learner.statistics, generator)
 
 
+@torch.no_grad()
 def check_shapes(learner: Learner) -> None:
     """Refuse a network whose input or output does not fit the stream."""
-    x = first_batch(learner)
-    synapses = list(learner.network.synapses.values())
-    inputs, outputs = synapses[0].weight.shape[1], synapses[-1].weight.shape[0]
-    if (inputs, outputs) != (x[0, 0].numel(), learner.stream.classes):
+    x, network, stream = first_batch(learner)[:, :1], learner.network, learner.stream
+    given, needed = f"input {list(x.shape[2:])}", learner.heads.outputs
+    try:
+        outputs = network(x, generator=torch.Generator()).steps.shape[-1]
+    except RuntimeError as error:
         raise ConfigError(
-            f"the network takes {inputs} inputs and gives {outputs} classes; stream "
-            f"'{learner.stream.name}' has {x[0, 0].numel()} and {learner.stream.classes}"
+            f"the network does not take the {given} of stream '{stream.name}': {error}"
+        ) from None
+    if outputs != needed:
+        raise ConfigError(
+            f"the network gives {outputs} outputs; stream '{stream.name}' needs {needed}"
         )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from spikecl import encoding
 from spikecl.continual import Finetune, MethodSpec
-from spikecl.encoding import Direct, Encoder
+from spikecl.encoding import CrossEntropy, Direct, Encoder, Loss
 from spikecl.errors import Interrupted, RunError
 from spikecl.experiments.config import CheckpointPolicy, Config, parse_config
 from spikecl.experiments.cost import measure_cost
@@ -37,6 +38,7 @@ def run(
     methods: Sequence[MethodSpec] = (),
     *,
     encoder: Encoder | None = None,
+    loss: Loss | None = None,
     optimiser: OptimiserSpec | None = None,
     plan: TrainPlan | None = None,
     checkpoint: CheckpointPolicy | None = None,
@@ -56,7 +58,9 @@ def run(
         network: Description of the network; default :class:`SpikingMlp`.
         trainer: Credit assignment; default :class:`Bptt`.
         methods: Continual-learning methods to compose; default fine-tuning.
-        encoder: Intensities to input over time; default :class:`Direct`.
+        encoder: Intensities to input over time; default :class:`Direct`, or :class:`Sequence` for
+            samples that have time.
+        loss: Loss of the network's output; default :class:`CrossEntropy`.
         optimiser: Default :class:`Sgd`.
         plan: Epochs and batches.
         checkpoint: When to save.
@@ -82,7 +86,8 @@ def run(
     job = Job(
         stream=stream,
         network=network or SpikingMlp(),
-        encoder=encoder or Direct(),
+        encoder=encoder or (encoding.Sequence() if stream.temporal else Direct()),
+        loss=loss or CrossEntropy(),
         trainer=trainer or Bptt(),
         methods=tuple(methods) or (Finetune(),),
         optimiser=optimiser or Sgd(),
@@ -217,7 +222,8 @@ def _finish(job: Job, learner: Learner, directory: RunDirectory) -> None:
     )
     cost = measure_cost(learner, first_batch(learner))
     directory.write("cost.json", cost)
-    save_state(directory.path / "weights", dict(learner.network.weights()))
+    network = learner.network
+    save_state(directory.path / "weights", {**network.weights(), **network.statistics()})
     directory.set_status("finished")
     wall, cpu = directory.elapsed()
     directory.write(

@@ -1,8 +1,9 @@
 """LIF over all steps in one autograd node.
 
-Forward stores nothing but the membrane before reset, ``u`` [T, B, *features]; spikes and surrogate
-are recomputed from it. Backward is one reverse scan. With ``psi[t] = h(u[t] - v_th)``, ``g_s`` the
-gradient of the spikes and ``g_v`` that of the state after a step, for a reset in the same step::
+Forward stores nothing but the membrane before reset, ``u`` [T, B, *features]; the surrogate and
+its spikes are recomputed from it. Backward is one reverse scan. With ``psi[t] = h(u[t] - v_th)``,
+``g_s`` the gradient of the spikes and ``g_v`` that of the state after a step, for a reset in the
+same step::
 
     g_u[t] = psi[t] g_s[t] + k[t] g_v[t]
     g_v[t-1] = beta g_u[t]           g_x[t] = c g_u[t]
@@ -11,113 +12,146 @@ with ``k`` the derivative of the reset, ``dv/du`` (``s`` the spikes, kept part i
 
     soft   1 [- v_th psi]       value  1 - s [+ (v_reset - u) psi]       none   1
 
-For a reset in the next step the state is ``u`` itself, and its derivative into the next membrane
-is ``beta`` [- v_th psi] (soft) or ``beta`` times the value form.
+For a reset in the next step the state is ``u`` itself with the spikes that wait, and its derivative
+into the next membrane is ``beta`` [- v_th psi] (soft) or ``beta`` times the value form.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spikecl.neurons import LIF, LIFState, Reset
-from spikecl.neurons.lif import check_state
+from spikecl.neurons import IF, LIF, PLIF, LIFState, Neuron, Reset, Smooth
+
+
+def is_fusible(neuron: Neuron) -> bool:
+    """Whether a neuron is of the kind this kernel computes: one number per parameter."""
+    return (
+        isinstance(neuron, LIF)
+        and type(neuron) in (LIF, IF, PLIF)
+        and neuron.plain
+        and neuron.reset_time != "after"
+        and not isinstance(neuron.surrogate, Smooth)
+        and not any(isinstance(getattr(neuron, name), Tensor) for name in _NUMBERS)
+    )
+
+
+_NUMBERS = ("beta", "v_th", "v_reset", "v_rest")
+
+
+def fused_lif(x: Tensor, state: LIFState, neuron: Neuron) -> tuple[Tensor, LIFState]:
+    """Run LIF neurons over an input current [T, B, *features]; see the module's equations."""
+    if not x.shape[0]:
+        return x, state
+    spikes, last = _FusedLIF.apply(x, state.v, state.spikes, neuron)  # type: ignore[no-untyped-call]
+    waiting = spikes[-1].clone() if state.spikes is not None else None
+    return spikes, LIFState(last, waiting)
+
+
+class _Numbers:
+    """The parameters of a neuron as plain numbers."""
+
+    def __init__(self, neuron: LIF):
+        self.beta, self.v_th = cast(float, neuron.beta), cast(float, neuron.v_th)
+        self.reset_value = cast(float, neuron.reset_value)
+        self.scale, self.drift = cast(float, neuron.input_scale), cast(float, neuron.drift)
+        self.late, self.kept = neuron.reset_time == "next", not neuron.detach_reset
+        self.soft, self.none = neuron.reset is Reset.SOFT, neuron.reset is Reset.NONE
+        self.compare = torch.gt if neuron.strict else torch.ge
+        self.surrogate = neuron.surrogate
 
 
 class _FusedLIF(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, v: Tensor, neuron: LIF) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, v: Tensor, waiting: Tensor | None, neuron: LIF
+    ) -> tuple[Tensor, Tensor]:
         u = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         spikes = torch.empty_like(u)
-        last = _forward(x, v, neuron, u, spikes)
-        ctx.save_for_backward(u, v)
-        ctx.neuron = neuron
+        p = _Numbers(neuron)
+        last = _forward(x, v, waiting, p, u, spikes)
+        ctx.save_for_backward(u, v, waiting)
+        ctx.p = p
         return spikes, last
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        u, v = ctx.saved_tensors
-        neuron: LIF = ctx.neuron
-        g_spikes, g_last = grads
-        psi = neuron.surrogate(u - neuron.v_th)
-        g_u = psi * g_spikes
-        g_v = _backward(u, psi, g_u, g_last, neuron)
-        if neuron.reset_time == "next":
-            # the state that came in was reset by its own spikes
-            g_v = g_v * _through_reset(v, neuron.surrogate(v - neuron.v_th), neuron)
-        else:
-            g_v = g_v * neuron.beta
-        g_x = g_u if neuron.input_scale == 1 else g_u.mul_(neuron.input_scale)
-        return g_x, g_v if ctx.needs_input_grad[1] else None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        u, v, waiting = ctx.saved_tensors
+        p: _Numbers = ctx.p
+        psi = p.surrogate(u - p.v_th)
+        g_u = psi * grads[0]
+        first = _backward(u, psi, g_u, grads[1], p)
+        g_v, g_waiting = first * p.beta, None
+        if waiting is not None:  # the state that came in is reset by the spikes that waited
+            if not (p.soft or p.none):
+                if p.kept:
+                    g_waiting = g_v * (p.reset_value - v)
+                g_v = g_v * (1 - waiting)
+            elif p.soft and p.kept:
+                g_waiting = first * -p.v_th
+        g_x = g_u if p.scale == 1 else g_u.mul_(p.scale)
+        return g_x, g_v if ctx.needs_input_grad[1] else None, g_waiting, None
 
 
-def fused_lif(x: Tensor, state: LIFState | None, neuron: LIF) -> tuple[Tensor, LIFState]:
-    """Run LIF neurons over an input current [T, B, *features]; see the module's equations."""
-    v = x.new_zeros(x.shape[1:]) if state is None else state.v
-    check_state(v, x.shape[1:])
-    if not x.shape[0]:
-        return x, LIFState(v)
-    spikes, last = _FusedLIF.apply(x, v, neuron)  # type: ignore[no-untyped-call]
-    return spikes, LIFState(last)
-
-
-def _forward(x: Tensor, v: Tensor, neuron: LIF, u: Tensor, spikes: Tensor) -> Tensor:
-    compare = torch.gt if neuron.strict else torch.ge
-    late, c = neuron.reset_time == "next", neuron.input_scale
-    fired = compare(v, neuron.v_th).to(x.dtype) if late else spikes[0]
+def _forward(
+    x: Tensor, v: Tensor, fired: Tensor | None, p: _Numbers, u: Tensor, spikes: Tensor
+) -> Tensor:
     for t in range(len(x)):
-        if late and neuron.reset in (Reset.ZERO, Reset.VALUE):
-            v = _reset(v, fired, neuron)
-        torch.mul(v, neuron.beta, out=u[t])
-        u[t].add_(x[t], alpha=c)
-        if late and neuron.reset is Reset.SOFT:
-            u[t].sub_(fired, alpha=neuron.v_th)
-        fired = compare(u[t], neuron.v_th, out=spikes[t])
-        v = u[t] if late else _reset(u[t], fired, neuron)
-    return v.clone() if late or neuron.reset is Reset.NONE else v
+        if p.late and not p.soft:
+            v = _reset(v, fired, p)
+        torch.mul(v, p.beta, out=u[t])
+        u[t].add_(x[t], alpha=p.scale)
+        if p.drift:
+            u[t].add_(p.drift)
+        if p.late and p.soft:
+            assert fired is not None
+            u[t].sub_(fired, alpha=p.v_th)
+        fired = p.compare(u[t], p.v_th, out=spikes[t])
+        v = u[t] if p.late else _reset(u[t], fired, p)
+    return v.clone() if p.late or p.none else v
 
 
-def _reset(u: Tensor, spikes: Tensor, neuron: LIF) -> Tensor:
-    if neuron.reset is Reset.NONE:
+def _reset(u: Tensor, spikes: Tensor | None, p: _Numbers) -> Tensor:
+    assert spikes is not None
+    if p.none:
         return u
-    if neuron.reset is Reset.SOFT:
-        return torch.sub(u, spikes, alpha=neuron.v_th)
-    return u + spikes * (neuron.reset_value - u)
+    if p.soft:
+        return torch.sub(u, spikes, alpha=p.v_th)
+    return torch.sub(1, spikes).mul_(u).add_(spikes, alpha=p.reset_value)
 
 
-def _backward(u: Tensor, psi: Tensor, g_u: Tensor, g_v: Tensor, neuron: LIF) -> Tensor:
+def _backward(u: Tensor, psi: Tensor, g_u: Tensor, g_v: Tensor, p: _Numbers) -> Tensor:
     """Complete ``g_u`` in place by one reverse scan; return the gradient of the first membrane."""
-    if neuron.reset_time == "next":
+    if p.late:
         for t in reversed(range(len(u))):
             g_u[t].add_(g_v)
             if t:
-                g_v = g_u[t] * _through_reset(u[t - 1], psi[t - 1], neuron)
+                g_v = g_u[t] * _through_reset(u[t - 1], psi[t - 1], p)
         return g_u[0]
-    plain = neuron.reset is Reset.NONE or (neuron.reset is Reset.SOFT and neuron.detach_reset)
+    plain = p.none or (p.soft and not p.kept)
     for t in reversed(range(len(u))):
-        g_u[t].add_(g_v if plain else g_v * _slope(u[t], psi[t], neuron))
+        g_u[t].add_(g_v if plain else g_v * _slope(u[t], psi[t], p))
         if t:
-            g_v = g_u[t] * neuron.beta
+            g_v = g_u[t] * p.beta
     return g_u[0]
 
 
-def _slope(u: Tensor, psi: Tensor, neuron: LIF) -> Tensor:
+def _slope(u: Tensor, psi: Tensor, p: _Numbers) -> Tensor:
     """Derivative of the membrane after a reset by that before it."""
-    if neuron.reset is Reset.SOFT:
-        return 1 - neuron.v_th * psi
-    spikes = (u > neuron.v_th) if neuron.strict else (u >= neuron.v_th)
-    slope = 1 - spikes.to(u.dtype)
-    return slope if neuron.detach_reset else slope + (neuron.reset_value - u) * psi
+    if p.soft:
+        return 1 - p.v_th * psi
+    slope = 1 - p.compare(u, p.v_th).to(u.dtype)
+    return slope + (p.reset_value - u) * psi if p.kept else slope
 
 
-def _through_reset(u: Tensor, psi: Tensor, neuron: LIF) -> Tensor | float:
+def _through_reset(u: Tensor, psi: Tensor, p: _Numbers) -> Tensor | float:
     """Derivative of the next membrane by this one when the reset comes in the next step."""
-    if neuron.reset is Reset.NONE or (neuron.reset is Reset.SOFT and neuron.detach_reset):
-        return neuron.beta
-    if neuron.reset is Reset.SOFT:
-        return neuron.beta - neuron.v_th * psi
-    return neuron.beta * _slope(u, psi, neuron)
+    if p.none or (p.soft and not p.kept):
+        return p.beta
+    if p.soft:
+        return p.beta - p.v_th * psi
+    return p.beta * _slope(u, psi, p)

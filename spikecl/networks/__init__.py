@@ -1,25 +1,79 @@
 """Networks: synapses, layers, builders, and what a trainer reads off them."""
 
-from spikecl.networks.build import Mlp, NetworkSpec, SpikingMlp
+from spikecl.networks.build import (
+    Mlp,
+    NetworkSpec,
+    RecurrentNet,
+    SpikingMlp,
+    SpikingRecurrentNet,
+)
+from spikecl.networks.conv_factor import ConvFactor
+from spikecl.networks.convolutional import ConvNet, ResNet, SpikingConvNet, SpikingResNet
 from spikecl.networks.explain import explain
 from spikecl.networks.factor import Complement, Factor
 from spikecl.networks.initialise import initialise
-from spikecl.networks.layer import Layer, Linear, Relu, Spiking
-from spikecl.networks.network import Network, Output, Tap
+from spikecl.networks.layer import Cells, Layer
+from spikecl.networks.network import Network, Output, Tap, Taps
+from spikecl.networks.norm import BatchNorm
+from spikecl.networks.presynaptic import (
+    AvgPool2d,
+    AxonalDelay,
+    Channels,
+    Dropout,
+    MaxPool2d,
+    ShortTermPlasticity,
+    TimeWindow,
+)
+from spikecl.networks.stateful import Stateful
+from spikecl.networks.synapses import Conv2d, Linear, Synapse
+from spikecl.networks.trace import Recording
+from spikecl.networks.weight_maps import (
+    Dale,
+    NoAutapses,
+    SplitSigns,
+    Standardise,
+    SynapticDelays,
+    WeightMap,
+)
 
 __all__ = [
+    "AvgPool2d",
+    "AxonalDelay",
+    "BatchNorm",
+    "Cells",
+    "Channels",
     "Complement",
+    "Conv2d",
+    "ConvFactor",
+    "ConvNet",
+    "Dale",
+    "Dropout",
     "Factor",
     "Layer",
     "Linear",
+    "MaxPool2d",
     "Mlp",
     "Network",
     "NetworkSpec",
+    "NoAutapses",
     "Output",
-    "Relu",
-    "Spiking",
+    "Recording",
+    "RecurrentNet",
+    "ResNet",
+    "ShortTermPlasticity",
+    "SpikingConvNet",
     "SpikingMlp",
+    "SpikingRecurrentNet",
+    "SpikingResNet",
+    "SplitSigns",
+    "Standardise",
+    "Stateful",
+    "Synapse",
+    "SynapticDelays",
     "Tap",
+    "Taps",
+    "TimeWindow",
+    "WeightMap",
     "explain",
     "initialise",
 ]

@@ -4,111 +4,233 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from spikecl.components import Fraction, PositiveFloat, Sizes, component
+from pydantic import Field, Strict
+from torch import Tensor
+
+from spikecl.components import Sizes, component
+from spikecl.encoding.decoders import DECODERS
 from spikecl.errors import ConfigError
-from spikecl.networks.layer import Layer, Linear, Relu, Spiking
+from spikecl.networks.layer import Cells, Layer
 from spikecl.networks.network import Network
-from spikecl.neurons import LIF, Arctan, FastSigmoid, Reset, Sigmoid
+from spikecl.networks.norm import BatchNorm
+from spikecl.networks.presynaptic import Dropout, Presynaptic, TimeWindow
+from spikecl.networks.synapses import Linear
+from spikecl.networks.weight_maps import (
+    Dale,
+    NoAutapses,
+    SplitSigns,
+    Standardise,
+    SynapticDelays,
+    WeightMap,
+)
+from spikecl.neurons import LIF, AnyNeuron, ConductanceLIF, Rectified
 
-SURROGATES: dict[str, type[Sigmoid | Arctan | FastSigmoid]] = {
-    "sigmoid": Sigmoid,
-    "arctan": Arctan,
-    "fast_sigmoid": FastSigmoid,
-}
+Names = Annotated[tuple[Annotated[str, Strict()], ...], Strict(False)]
+Readout = Literal["mean_rate", "mean_current", "sum", "max", "last", "first_spike"]
+Head = Literal["single", "growing", "multi"]
 
 
 class NetworkSpec(ABC):
-    """Describes a network; ``build`` makes one with zero weights."""
+    """Describes a network; ``build`` makes one with zero weights.
+
+    ``head`` says whose outputs compete: of all classes (``single``), of those seen so far
+    (``growing``), or of one task, each having outputs of its own (``multi``).
+    """
 
     __slots__ = ()
+    head: Head = "single"
 
     @abstractmethod
     def build(self, input_shape: tuple[int, ...], classes: int) -> Network:
-        """Return a network for inputs [T, B, *input_shape] and a number of classes."""
-
-
-def mlp(
-    input_shape: tuple[int, ...],
-    classes: int,
-    *,
-    hidden: tuple[int, ...],
-    neuron: LIF | None,
-    bias: bool = False,
-    readout: Literal["mean_rate", "mean_current"] = "mean_rate",
-) -> Network:
-    """Return a multi-layer perceptron: spiking with a neuron, its rectified twin without."""
-    if not hidden or min(hidden) < 1:
-        raise ConfigError(f"network.hidden: got {list(hidden)}; give at least one size, each >= 1")
-    sizes = [math.prod(input_shape), *hidden, classes]
-    names = [*(f"hidden{i + 1}" for i in range(len(hidden))), "readout"]
-    layers: dict[str, Layer] = {}
-    for i, name in enumerate(names):
-        units = None if name == "readout" else Spiking(neuron) if neuron else Relu()
-        source = names[i - 1] if i else "input"
-        synapse = Linear(sizes[i], sizes[i + 1], bias=bias)
-        layers[name] = Layer(synapse, units, inputs=(source,))
-    return Network(layers, readout=readout)
+        """Return a network for inputs [T, B, *input_shape] and a number of outputs."""
 
 
 @component
-class SpikingMlp(NetworkSpec):
-    """Dense layers of LIF neurons with a linear readout of their time mean.
+class LayeredSpec(NetworkSpec):
+    """What all builders share.
 
     Args:
-        hidden: Neurons of each hidden layer.
-        beta: Membrane decay per step.
-        v_th: Threshold.
-        reset: Reset of the membrane.
-        surrogate: Derivative of the spike; ``slope`` is its parameter.
-        slope: Slope of the surrogate.
+        neuron: Model of the hidden neurons.
+        output: Model of the readout's neurons; without one the readout's current is decoded.
+        learns: Parameters of the neurons to train; by default those the model names.
+        per_neuron: Train one value for each neuron (or channel's place) instead of one per layer.
         bias: Give every synapse a bias.
-        readout: Where the time mean is taken (see :class:`Network`).
+        norm: ``batch`` normalises the currents of hidden layers over time and batch.
+        standardise: Standardise the weights of hidden layers (:class:`Standardise`).
+        excitatory: Fraction of neurons of each layer that excite, the others inhibit (Dale's law,
+            from the second layer on); 0 leaves the signs free.
+        dropout: Probability that a hidden neuron is dropped for a sample in training.
+        delay: Longest learned delay of each dense connection in steps; 0 has none.
+        readout: How the readout's output over time becomes logits: the mean, taken before
+            (``mean_rate``) or behind the synapse (``mean_current``), or another decoder.
+        head: Whose outputs compete (:class:`NetworkSpec`).
     """
 
-    hidden: Sizes = (400, 400)
-    beta: Fraction = 0.5
-    v_th: PositiveFloat = 1.0
-    reset: Literal["soft", "zero", "none"] = "soft"
-    surrogate: Literal["sigmoid", "arctan", "fast_sigmoid"] = "sigmoid"
-    slope: PositiveFloat = 4.0
+    neuron: AnyNeuron = Rectified()
+    output: AnyNeuron | None = None
+    learns: Names | None = None
+    per_neuron: bool = False
     bias: bool = False
-    readout: Literal["mean_rate", "mean_current"] = "mean_rate"
+    norm: Literal["none", "batch"] = "none"
+    standardise: bool = False
+    excitatory: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    delay: Annotated[int, Field(ge=0)] = 0
+    readout: Readout = "mean_rate"
+    head: Head = "single"
 
-    def neuron(self) -> LIF:
-        """Return the parameters of every hidden neuron."""
-        return LIF(
-            beta=self.beta,
-            v_th=self.v_th,
-            reset=Reset(self.reset),
-            surrogate=SURROGATES[self.surrogate](slope=self.slope),
+    def cells(self, size: tuple[int, ...]) -> Cells:
+        """Return the hidden neurons of a layer."""
+        return Cells(self.neuron, learns=self.learns, size=size if self.per_neuron else ())
+
+    def maps(self, *, first: bool, dense: bool, hidden: bool = True) -> tuple[WeightMap, ...]:
+        """Return the weight maps of a layer."""
+        wanted: dict[WeightMap, bool] = {
+            Standardise(): self.standardise and hidden,
+            Dale(excitatory=self.excitatory): bool(self.excitatory) and not first,
+            SynapticDelays(longest=max(self.delay, 1)): bool(self.delay) and dense,
+            SplitSigns(): hidden and isinstance(self.neuron, ConductanceLIF),
+        }
+        return tuple(each for each, use in wanted.items() if use)
+
+    def before(self, *, first: bool, dense: bool) -> dict[str, Presynaptic]:
+        """Return what comes before a layer's synapse."""
+        stages: dict[str, Presynaptic] = {}
+        if self.dropout and not first:
+            stages["dropout"] = Dropout(self.dropout)
+        if self.delay and dense:
+            stages["window"] = TimeWindow(self.delay)
+        return stages
+
+    def normalise(self, size: int) -> BatchNorm | None:
+        """Return the norm of a hidden layer; its gain starts at the threshold."""
+        threshold = getattr(self.neuron, "v_th", 1.0)
+        gain = 1.0 if isinstance(threshold, Tensor) else float(threshold)
+        return BatchNorm(size, gain=gain) if self.norm == "batch" else None
+
+    def dense(
+        self,
+        n_in: int,
+        n_out: int,
+        source: str,
+        *,
+        first: bool,
+        recurrent: bool = False,
+        before: Mapping[str, Presynaptic] | None = None,
+    ) -> Layer:
+        """Return a hidden dense layer."""
+        maps = self.maps(first=first, dense=True)
+        own = (Dale(excitatory=self.excitatory),) if self.excitatory else ()
+        onto = Linear(n_out, n_out, maps=(*own, NoAutapses())) if recurrent else None
+        return Layer(
+            Linear(n_in, n_out, bias=self.bias, maps=maps),
+            self.cells((n_out,)),
+            inputs=(source,),
+            before={**(before or {}), **self.before(first=first, dense=True)},
+            norm=self.normalise(n_out),
+            recurrent=onto,
         )
 
-    def build(self, input_shape: tuple[int, ...], classes: int) -> Network:
-        """Return the network."""
-        return mlp(
-            input_shape,
-            classes,
-            hidden=self.hidden,
-            neuron=self.neuron(),
-            bias=self.bias,
-            readout=self.readout,
+    def readout_layer(
+        self, n_in: int, n_out: int, source: str, before: Mapping[str, Presynaptic] | None = None
+    ) -> Layer:
+        """Return the readout."""
+        maps = self.maps(first=False, dense=True, hidden=False)
+        return Layer(
+            Linear(n_in, n_out, bias=self.bias, maps=maps),
+            None if self.output is None else Cells(self.output),
+            inputs=(source,),
+            before={**(before or {}), **self.before(first=False, dense=True)},
         )
+
+    def network(self, layers: Mapping[str, Layer]) -> Network:
+        """Return the network of some layers."""
+        if self.readout in ("mean_rate", "mean_current"):
+            return Network(layers, mean_first=self.readout == "mean_rate")
+        return Network(layers, decoder=DECODERS[self.readout](), mean_first=False)
 
 
 @component
-class Mlp(NetworkSpec):
-    """The ordinary twin of :class:`SpikingMlp`: rectified units, the same sizes and readout.
+class Mlp(LayeredSpec):
+    """Dense layers: the ordinary twin of :class:`SpikingMlp`, with rectified units.
 
     Args:
         hidden: Units of each hidden layer.
-        bias: Give every synapse a bias.
+
+    The other arguments are those of every builder (:class:`LayeredSpec`).
     """
 
     hidden: Sizes = (400, 400)
-    bias: bool = False
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> Network:
         """Return the network."""
-        return mlp(input_shape, classes, hidden=self.hidden, neuron=None, bias=self.bias)
+        sizes = [math.prod(input_shape), *self.hidden]
+        layers: dict[str, Layer] = {}
+        source = "input"
+        for i, n in enumerate(self.hidden):
+            name = f"hidden{i + 1}"
+            layers[name] = self.dense(sizes[i], n, source, first=not i, recurrent=self.recurs)
+            source = name
+        layers["readout"] = self.readout_layer(sizes[-1], classes, source)
+        return self.network(layers)
+
+    @property
+    def recurs(self) -> bool:
+        """Whether hidden layers listen to themselves."""
+        return False
+
+
+@component
+class SpikingMlp(Mlp):
+    """Dense layers of spiking neurons with a linear readout of their time mean.
+
+    Args:
+        hidden: Neurons of each hidden layer.
+        neuron: Model of the hidden neurons.
+    """
+
+    neuron: AnyNeuron = LIF(beta=0.5)
+
+
+@component
+class RecurrentNet(Mlp):
+    """Dense layers that also listen to themselves, one step later; no unit to itself.
+
+    The ordinary twin of :class:`SpikingRecurrentNet`: ``h[t] = max(W x[t] + R h[t-1], 0)``.
+
+    Args:
+        hidden: Units of each hidden layer.
+    """
+
+    hidden: Sizes = (128,)
+
+    @property
+    def recurs(self) -> bool:
+        """Whether hidden layers listen to themselves."""
+        return True
+
+
+@component
+class SpikingRecurrentNet(RecurrentNet):
+    """Recurrent layers of spiking neurons.
+
+    Args:
+        hidden: Neurons of each hidden layer.
+        neuron: Model of the hidden neurons.
+    """
+
+    neuron: AnyNeuron = LIF(beta=0.9)
+
+
+def image_shape(input_shape: tuple[int, ...], what: str) -> tuple[int, int, int]:
+    """Return channels, height and width of images [H, W] or [H, W, C]."""
+    if len(input_shape) not in (2, 3):
+        raise ConfigError(
+            f"{what} needs images [H, W] or [H, W, C]; a step of the data has shape "
+            f"{list(input_shape)}; use spiking_mlp or spiking_recurrent"
+        )
+    height, width, channels = (*input_shape, 1)[:3]
+    return channels, height, width

@@ -7,9 +7,10 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from spikecl.kernels import choose
-from spikecl.networks.layer import Layer, Spiking
+from spikecl.kernels import Recurrence, choose
+from spikecl.networks.layer import Cells, Layer
 from spikecl.networks.network import Network, Tap
+from spikecl.networks.synapses import Conv2d
 
 
 class Plan(NamedTuple):
@@ -32,16 +33,21 @@ def explain(network: Network, batch: Tensor) -> list[Plan]:
         'fused'
     """
     taps: dict[str, Tap] = {}
-    network(batch, taps=taps)
+    generator = torch.Generator() if network.is_random else None
+    network(batch, taps=taps, generator=generator)
     plans = []
     for name, module in network.layers.items():
         layer, rows = cast(Layer, module), len(taps[name].rows)
         shape = "x".join(str(n) for n in reversed(layer.synapse.weight.shape))
+        product = "convolution" if isinstance(layer.synapse, Conv2d) else "product"
         kernel, reason = "linear", "no neuron: the current is the output"
-        if isinstance(layer.neuron, Spiking):
+        if isinstance(layer.neuron, Cells) and layer.neuron.has_memory:
+            onto = None
+            if layer.recurrent is not None:
+                onto = Recurrence(layer.recurrent.weight)
             current = torch.empty(len(batch), batch.shape[1], 1)
-            kernel, reason = choose(layer.neuron.neuron, current)
+            kernel, reason = choose(layer.neuron.bound(), current, onto)
         elif layer.neuron is not None:
             kernel, reason = "relu", "units without memory"
-        plans.append(Plan(name, f"one product {shape}", rows, kernel, reason))
+        plans.append(Plan(name, f"one {product} {shape}", rows, kernel, reason))
     return plans

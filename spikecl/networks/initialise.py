@@ -12,14 +12,19 @@ from spikecl.seeds import Seeds
 
 @torch.no_grad()
 def initialise(network: Network, seeds: Seeds) -> None:
-    """Draw all weights and biases from ``U(-1/sqrt(n_in), 1/sqrt(n_in))``.
+    """Draw all weights and biases from ``U(-1/sqrt(fan_in), 1/sqrt(fan_in))``.
 
-    Each synapse has a generator of its own (``init``, its position), so adding a layer changes no
+    Parameters of weight maps get what the map says (gains stay 1, delays are drawn). Each synapse
+    has a generator of its own (``init``, its position), so adding a layer changes no
     other; drawn on the CPU, so a device changes nothing.
     """
     for position, synapse in enumerate(network.synapses.values()):
         generator = seeds.generator("init", event=position)
-        bound = 1 / math.sqrt(synapse.weight.shape[1])
-        for parameter in synapse.parameters():
-            drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
-            parameter.copy_(drawn)
+        bound = 1 / math.sqrt(synapse.weight[0].numel())
+        for name, parameter in synapse.named_parameters():
+            if name in ("weight", "bias"):
+                drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+                parameter.copy_(drawn)
+            for each in synapse.maps:
+                if name in each.parameters(synapse.weight):
+                    parameter.copy_(each.draw(name, parameter, generator))

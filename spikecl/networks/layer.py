@@ -2,50 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from spikecl.errors import ConfigError, suggest
 from spikecl.kernels import scan
-from spikecl.neurons import LIF, LIFState
+from spikecl.networks.norm import BatchNorm
+from spikecl.networks.presynaptic import Presynaptic
+from spikecl.networks.synapses import Linear, Synapse
+from spikecl.neurons import LoihiLIF, Neuron, SigmaDelta, SpikingNeuron, State
+from spikecl.neurons.rectified import Rectified
+from spikecl.neurons.values import ranges
 
 
-class Linear(nn.Module):
-    """Dense synapse: current ``W x (+ b)``, ``W`` [n_out, n_in].
+class Cells(nn.Module):
+    """Neurons of a layer as a module: parameters and a call, no state.
 
-    Weights are zero until :func:`spikecl.networks.initialise` draws them: a constructor draws
-    nothing.
-    """
+    Parameters that learn are stored without bounds and mapped into their range at each call
+    (:mod:`spikecl.neurons.values`), one number for the layer or one for each neuron.
 
-    def __init__(self, n_in: int, n_out: int, *, bias: bool = False):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(n_out, n_in))
-        self.bias = nn.Parameter(torch.zeros(n_out)) if bias else None
-
-
-class Spiking(nn.Module):
-    """Spiking neurons as a module: parameters and a call, no state.
+    Args:
+        neuron: The model.
+        learns: Names of parameters to train; ``None`` trains those the model names.
+        size: Shape of the features for one value per neuron; empty for one per layer.
 
     Example:
-        >>> spikes, state = Spiking(LIF(beta=0.5))(torch.ones(3, 1, 2))
+        >>> from spikecl.neurons import LIF
+        >>> spikes, state = Cells(LIF(beta=0.5))(torch.ones(3, 1, 2))
         >>> spikes[:, 0, 0].tolist()
         [0.0, 1.0, 1.0]
     """
 
-    def __init__(self, neuron: LIF):
+    def __init__(
+        self, neuron: Neuron, *, learns: Sequence[str] | None = None, size: tuple[int, ...] = ()
+    ):
         super().__init__()
         self.neuron = neuron
+        names = neuron.learns if learns is None else tuple(learns)
+        known = ranges(type(neuron))
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    f"{type(neuron).__name__} has no parameter '{name}' that could learn"
+                    f"{suggest(name, known)}"
+                )
+        self.ranges = {name: known[name] for name in names}
+        for name, allowed in self.ranges.items():
+            value = torch.as_tensor(getattr(neuron, name), dtype=torch.get_default_dtype())
+            start = allowed.to_raw(value.expand(size) if size else value)
+            self.register_parameter(name, nn.Parameter(start.clone()))
 
-    def forward(self, x: Tensor, state: LIFState | None = None) -> tuple[Tensor, LIFState]:
-        """Run over input [T, B, *features]; return spikes and the state after the last step."""
-        return scan(x, state, self.neuron)
+    @property
+    def is_spiking(self) -> bool:
+        """Whether the neurons talk in spikes."""
+        return isinstance(self.neuron, (SpikingNeuron, SigmaDelta, LoihiLIF))
 
+    @property
+    def has_memory(self) -> bool:
+        """Whether a step depends on earlier ones."""
+        return not isinstance(self.neuron, Rectified)
 
-class Relu(nn.Module):
-    """Rectified units of the ordinary twin of a spiking network: ``max(x, 0)`` at every step."""
+    def bound(self, raw: Mapping[str, Tensor] | None = None) -> Neuron:
+        """Return the neuron with what has been learned (or with other stored values)."""
+        if not self.ranges:
+            return self.neuron
+        stored = dict(self.named_parameters()) if raw is None else raw
+        return self.neuron.bind({n: r.from_raw(stored[n]) for n, r in self.ranges.items()})
 
-    def forward(self, x: Tensor, state: None = None) -> tuple[Tensor, None]:
-        """Rectify input [T, B, *features]; there is no state."""
-        return torch.relu(x), None
+    def forward(
+        self, x: Tensor, state: State = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, State]:
+        """Run over input [T, B, *features]; return the output and the state after the last step."""
+        return scan(x, state, self.bound(), generator=generator)
 
 
 class Layer(nn.Module):
@@ -55,10 +86,51 @@ class Layer(nn.Module):
         synapse: Turns activity into current.
         neuron: Turns current into activity; ``None`` passes the current on (a readout).
         inputs: Names of the layers whose activity is summed; ``"input"`` is the network's input.
+        before: Changes of the activity before the synapse, by name, in order.
+        norm: Normalises the current.
+        currents: Names of layers whose output is added to the current behind the norm (shortcuts).
+        recurrent: Synapse of the neurons onto themselves, one step later.
     """
 
-    def __init__(self, synapse: Linear, neuron: Spiking | Relu | None, *, inputs: tuple[str, ...]):
+    def __init__(
+        self,
+        synapse: Synapse,
+        neuron: Cells | None,
+        *,
+        inputs: tuple[str, ...],
+        before: Mapping[str, Presynaptic] | None = None,
+        norm: BatchNorm | None = None,
+        currents: tuple[str, ...] = (),
+        recurrent: Linear | None = None,
+    ):
         super().__init__()
+        if recurrent is not None and neuron is None:
+            raise ConfigError("a layer without neurons cannot listen to itself; give it neurons")
         self.synapse = synapse
         self.neuron = neuron
         self.inputs = inputs
+        self.before = nn.ModuleDict(before or {})
+        self.norm = norm
+        self.currents = currents
+        self.recurrent = recurrent
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether a step depends on earlier ones."""
+        cells = self.neuron is not None and self.neuron.has_memory
+        return cells or self.recurrent is not None or any(b.memory for b in self.stages())
+
+    def stages(self) -> list[Any]:
+        """Return the changes of the activity before the synapse, in order."""
+        return list(self.before.values())
+
+    def named_direct(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that no synapse holds, by name within the layer."""
+        parts: dict[str, nn.Module | None] = {"norm": self.norm, "neuron": self.neuron}
+        parts |= dict(self.before.items())
+        return {
+            f"{part}.{name}": parameter
+            for part, module in parts.items()
+            if module is not None
+            for name, parameter in module.named_parameters()
+        }

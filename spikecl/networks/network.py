@@ -2,116 +2,248 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from spikecl.errors import UsageError
-from spikecl.networks.layer import Layer, Linear, Spiking
-from spikecl.neurons import LIFState
-
-Readout = Literal["mean_rate", "mean_current"]
+from spikecl.encoding.decoders import Decoder, MeanDecoder
+from spikecl.errors import UsageError, suggest
+from spikecl.kernels import Recurrence
+from spikecl.networks.layer import Layer
+from spikecl.networks.presynaptic import Dropout, Pass, is_static
+from spikecl.networks.synapses import Synapse
+from spikecl.networks.trace import Recording, Trace, run_cells
+from spikecl.neurons import State
 
 
 class Tap(NamedTuple):
-    """What a synapse saw and made: rows [R, n_in] and the current [R, n_out] behind them."""
+    """What a synapse saw and made: rows [R, ...] and the current [R, ...] behind them."""
 
     rows: Tensor
     current: Tensor
 
 
+class Taps(dict[str, Tap]):
+    """Taps by synapse, and the other parameters as leaves that gradients can be asked of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.direct: dict[str, Tensor] = {}
+
+
 class Output(NamedTuple):
-    """Result of a pass: logits [B, classes] and the state after the last step by layer name."""
+    """Result of a pass.
+
+    Args:
+        logits: [B, classes].
+        state: State after the last step by path.
+        steps: What the logits were decoded from, [T, B, classes] ([1, B, classes] where the mean
+            over time is taken before the readout).
+        statistics: New running statistics of normalisation, by name (training only).
+    """
 
     logits: Tensor
-    state: dict[str, LIFState]
+    state: dict[str, State]
+    steps: Tensor
+    statistics: dict[str, Tensor]
 
 
 class Network(nn.Module):
     """An ordered list of named layers; the last one is the readout.
 
-    The logits are the time mean of the readout's current. A linear readout and a mean commute, so
-    ``readout="mean_rate"`` averages the spikes first: the same logits, T times fewer rows; with
-    ``"mean_current"`` the synapse sees every step.
+    The logits are decoded from the readout's output over time. A linear readout and a time mean
+    commute, so with ``mean_first`` the spikes are averaged before it: the same logits from T times
+    fewer rows.
 
     Nothing is kept on the modules: state goes in and out, factors go through ``taps``.
 
     Args:
         layers: Layers by name, in order of execution.
-        readout: Where the time mean is taken.
+        decoder: From the readout's output [T, B, classes] to logits.
+        mean_first: Average the readout's input over time where that changes no logit.
     """
 
-    def __init__(self, layers: Mapping[str, Layer], *, readout: Readout = "mean_rate"):
+    def __init__(
+        self,
+        layers: Mapping[str, Layer],
+        *,
+        decoder: Decoder | None = None,
+        mean_first: bool = True,
+    ):
         super().__init__()
-        known = {"input"}
-        for name, layer in layers.items():
-            if missing := set(layer.inputs) - known:
-                raise UsageError(
-                    f"layer '{name}' listens to {sorted(missing)}, which do not come before it; "
-                    f"known: {sorted(known)}"
-                )
-            known.add(name)
+        _check_order(layers)
         self.layers = nn.ModuleDict(layers)
-        self.readout = readout
+        self.decoder = MeanDecoder() if decoder is None else decoder
         # what every step looks up; the parameters themselves are asked of the modules each time
-        self._plan = tuple((name, layer.inputs, layer.neuron) for name, layer in layers.items())
-        self._synapses = {name: layer.synapse for name, layer in layers.items()}
+        self._plan = tuple(layers.items())
+        self._synapses = dict(_synapses(layers))
         self._keys = tuple(
-            (f"{name}.{key}", synapse, key)
-            for name, synapse in self._synapses.items()
+            (f"{path}.{key}", synapse, key)
+            for path, synapse in self._synapses.items()
             for key, _ in synapse.named_parameters()
         )
-        self._mean_first = readout == "mean_rate" and self._plan[-1][2] is None
-        self.is_spiking = any(isinstance(layer.neuron, Spiking) for layer in layers.values())
+        self._direct = tuple(
+            f"{name}.{key}" for name, layer in layers.items() for key in layer.named_direct()
+        )
+        last = self._plan[-1][1]
+        self.mean_first = mean_first and isinstance(self.decoder, MeanDecoder) and _commutes(last)
+        cells = [layer.neuron for layer in layers.values() if layer.neuron is not None]
+        self.is_spiking = any(c.is_spiking for c in cells)
+        self.is_random = any(c.neuron.random for c in cells)
+        drops = [s for layer in layers.values() for s in layer.stages() if isinstance(s, Dropout)]
+        self.draws = self.is_random or any(drop.p for drop in drops)
+        self._memory = any(layer.has_memory for layer in layers.values())
 
     @property
-    def synapses(self) -> Mapping[str, Linear]:
-        """Synapses by layer name, in order."""
+    def synapses(self) -> Mapping[str, Synapse]:
+        """Synapses by path, in order: the layer's name, or ``layer.recurrent``."""
         return self._synapses
 
     def weights(self) -> Mapping[str, nn.Parameter]:
-        """Return the trainable parameters by ``layer.parameter``, in order."""
-        return {name: getattr(synapse, key) for name, synapse, key in self._keys}
+        """Return the trainable parameters by ``path.parameter``: synapses first, in order."""
+        found = {name: getattr(synapse, key) for name, synapse, key in self._keys}
+        if self._direct:
+            for name, layer in self._plan:
+                for key, parameter in layer.named_direct().items():
+                    found[f"{name}.{key}"] = parameter
+        return found
+
+    def statistics(self) -> Mapping[str, Tensor]:
+        """Return the running statistics of normalisation by name."""
+        return {
+            f"{name}.norm.{key}": buffer
+            for name, layer in self._plan
+            if layer.norm is not None
+            for key, buffer in layer.norm.named_buffers()
+        }
+
+    @torch.no_grad()
+    def set_statistics(self, statistics: Mapping[str, Tensor]) -> None:
+        """Take over running statistics that a pass returned."""
+        own = self.statistics()
+        for name, value in statistics.items():
+            own[name].copy_(value)
 
     def forward(
         self,
         x: Tensor,
-        state: Mapping[str, LIFState] | None = None,
+        state: Mapping[str, State] | None = None,
         *,
         taps: dict[str, Tap] | None = None,
         weights: Mapping[str, Tensor] | None = None,
+        training: bool = False,
+        generator: torch.Generator | None = None,
+        trace: Trace | None = None,
     ) -> Output:
         """Run the network.
 
         Args:
-            x: Input [T, B, *features]; features are flattened.
-            state: State by layer name; a missing layer starts from rest.
+            x: Input [T, B, *features].
+            state: State by path; what is missing starts from rest.
             taps: Filled with a :class:`Tap` per synapse. The weights are then taken as constants:
                 gradients of the currents are what is wanted.
-            weights: Effective weights by ``layer.parameter`` to use in place of the network's own.
+            weights: Effective parameters by name to use in place of the network's own.
+            training: Drop units, and normalise by the statistics of the batch.
+            generator: Where dropout, noise and escape firing draw from.
+            trace: Filled with what happens at every step (see :meth:`record`).
         """
-        use = self.weights() if weights is None else weights
-        if not self.is_spiking and x.shape[0] > 1 and x.stride(0) == 0:
+        use: Mapping[str, Tensor] = self.weights() if weights is None else weights
+        if isinstance(taps, Taps) and self._direct:
+            taps.direct.update({n: use[n].detach().requires_grad_() for n in self._direct})
+            use = {**use, **taps.direct}
+        if not self._memory and x.shape[0] > 1 and x.stride(0) == 0 and self.mean_first:
             x = x[:1]  # units without memory give the same answer at every step
-        activity = {"input": x if x.dim() == 3 else x.flatten(2)}
-        after: dict[str, LIFState] = {}
-        current = x
-        for name, inputs, neuron in self._plan:
-            h = activity[inputs[0]]
-            for other in inputs[1:]:
-                h = h + activity[other]
-            if name == self._plan[-1][0] and self._mean_first:
+        run = Pass(use, {} if state is None else state, training, generator)
+        activity, current = {"input": x}, x
+        for name, layer in self._plan:
+            h = _sum([activity[source] for source in layer.inputs])
+            for key, stage in layer.before.items():
+                h = stage(h, f"{name}.{key}", run)
+            if layer is self._plan[-1][1] and self.mean_first:
                 h = _mean(h)[None]
-            current = _drive(name, h, use, taps)
-            if neuron is not None:
-                current, new = neuron(current, None if state is None else state.get(name))
-                if new is not None:
-                    after[name] = new
+            current = _drive(name, layer, h, run, taps)
+            for source in layer.currents:
+                current = current + activity[source]
+            if layer.neuron is not None:
+                current = _fire(name, layer, current, run, taps, trace)
             activity[name] = current
-        return Output(_mean(current), after)
+        logits = _mean(current) if isinstance(self.decoder, MeanDecoder) else self.decoder(current)
+        return Output(logits, run.after, current, run.statistics)
+
+    @torch.no_grad()
+    def record(
+        self,
+        x: Tensor,
+        *,
+        layers: Sequence[str] | None = None,
+        variables: Sequence[str] | None = None,
+        state: Mapping[str, State] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Recording:
+        """Run the network and return what its neurons did at every step.
+
+        Args:
+            x: Input [T, B, *features].
+            layers: Layers to watch; by default all that have neurons.
+            variables: ``spikes`` (the output), ``current`` (the input) or fields of the neuron's
+                state, such as ``v`` (after the reset); by default the output and all fields.
+            state: State by path to start from.
+            generator: Where noise and escape firing draw from.
+
+        Raises:
+            UsageError: A layer without neurons, or a variable that its neurons do not have.
+
+        Example:
+            >>> from spikecl.networks import SpikingMlp
+            >>> network = SpikingMlp(hidden=(8,)).build((4,), 2)
+            >>> network.record(torch.zeros(5, 3, 4))["hidden1"]["v"].shape
+            (5, 3, 8)
+        """
+        known = [name for name, layer in self._plan if layer.neuron is not None]
+        for name in layers or ():
+            if name not in known:
+                raise UsageError(f"no layer '{name}' with neurons to record{suggest(name, known)}")
+        trace = Trace(known if layers is None else layers, variables)
+        self(x, state, generator=generator, trace=trace)
+        arrays = {
+            name: {variable: t.cpu().numpy() for variable, t in found.items()}
+            for name, found in trace.found.items()
+        }
+        return Recording(arrays)
+
+
+def _check_order(layers: Mapping[str, Layer]) -> None:
+    known = {"input"}
+    for name, layer in layers.items():
+        if missing := {*layer.inputs, *layer.currents} - known:
+            raise UsageError(
+                f"layer '{name}' listens to {sorted(missing)}, which do not come before it; "
+                f"known: {sorted(known)}"
+            )
+        known.add(name)
+
+
+def _synapses(layers: Mapping[str, Layer]) -> list[tuple[str, Synapse]]:
+    found: list[tuple[str, Synapse]] = []
+    for name, layer in layers.items():
+        found.append((name, layer.synapse))
+        if layer.recurrent is not None:
+            found.append((f"{name}.recurrent", layer.recurrent))
+    return found
+
+
+def _commutes(layer: Layer) -> bool:
+    """Whether a layer is linear and without memory behind its synapse's input."""
+    return layer.neuron is None and layer.norm is None and not layer.currents
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    h = parts[0]
+    for other in parts[1:]:
+        h = h + other if h.shape == other.shape else h.flatten(2) + other.flatten(2)
+    return h
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -119,27 +251,71 @@ def _mean(x: Tensor) -> Tensor:
     return x[0] if x.shape[0] == 1 else x.mean(0)
 
 
-def _drive(
-    name: str, x: Tensor, weights: Mapping[str, Tensor], taps: dict[str, Tap] | None
-) -> Tensor:
-    """Return the current [T, B, n_out] of a synapse, all steps in one matrix product.
+def _drive(name: str, layer: Layer, x: Tensor, run: Pass, taps: dict[str, Tap] | None) -> Tensor:
+    """Return the current [T, B, ...] of a layer's synapse, all steps in one product.
 
     A constant input (stride 0 in time) needs one step's rows; so does its gradient.
     """
-    steps = x.shape[0]
-    static = steps == 1 or x.stride(0) == 0
-    rows = x[0] if static else x.flatten(0, 1)
-    weight, bias = weights[f"{name}.weight"], weights.get(f"{name}.bias")
+    steps, static = x.shape[0], is_static(x)
+    synapse = layer.synapse
+    rows = synapse.rows(x[0] if static else x.flatten(0, 1))
+    weight, bias = _parameters(name, synapse, run)
     if taps is not None:
         weight, bias = weight.detach(), bias if bias is None else bias.detach()
-    current = functional.linear(rows, weight, bias)
+    current = synapse.product(rows, weight, bias)
     if taps is not None:
         if not current.requires_grad:
             current.requires_grad_()
         taps[name] = Tap(rows.detach(), current)
+    if layer.norm is not None:
+        current = layer.norm(current, f"{name}.norm", run)
     if static:
         return current.expand(steps, *current.shape)
-    return current.view(steps, -1, current.shape[1])
+    return current.view(steps, -1, *current.shape[1:])
+
+
+def _parameters(path: str, synapse: Synapse, run: Pass) -> tuple[Tensor, Tensor | None]:
+    if not synapse.maps:
+        return run.weights[f"{path}.weight"], run.weights.get(f"{path}.bias")
+    own = own_parameters(path, synapse, run.weights)
+    return synapse.effective(own), own.get("bias")
+
+
+def own_parameters(path: str, synapse: Synapse, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the parameters of a synapse by their own names."""
+    return {key: weights[f"{path}.{key}"] for key, _ in synapse.named_parameters()}
+
+
+def _fire(
+    name: str,
+    layer: Layer,
+    current: Tensor,
+    run: Pass,
+    taps: dict[str, Tap] | None,
+    trace: Trace | None,
+) -> Tensor:
+    """Return the output of a layer's neurons; tap the synapse onto themselves."""
+    cells, recurrence, path = layer.neuron, None, f"{name}.recurrent"
+    assert cells is not None
+    neuron = cells.bound({k: run.weights[f"{name}.neuron.{k}"] for k in cells.ranges})
+    before = run.state.get(name)
+    if layer.recurrent is not None:
+        weight, bias = _parameters(path, layer.recurrent, run)
+        if taps is not None:
+            weight, bias = weight.detach(), bias if bias is None else bias.detach()
+            rows = current.flatten(0, 1)  # of an expanded view no gradient per step can be asked
+            current = rows.view(current.shape)
+        recurrence = Recurrence(weight, bias)
+    out, after = run_cells(
+        name, current, before, neuron, recurrence=recurrence, generator=run.generator, trace=trace
+    )
+    if after != ():
+        run.after[name] = after
+    if recurrence is not None and taps is not None:
+        first = torch.zeros_like(out[:1]) if before is None else before.spikes[None]
+        sent = torch.cat([first, out[:-1]]).detach()
+        taps[path] = Tap(sent.flatten(0, 1).flatten(1), rows)
+    return out
 
 
 def count_parameters(network: Network) -> int:

@@ -1,47 +1,41 @@
-"""Leaky integrate-and-fire: parameters, state and one pure step."""
+"""Leaky integrate-and-fire, its special cases, and the constants that reproduce other libraries."""
 
 from __future__ import annotations
 
-import enum
 import math
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
-from spikecl.components import Fraction, component
-from spikecl.errors import ConfigError, UsageError
-from spikecl.neurons.surrogate import Arctan, FastSigmoid, Sigmoid, spike
+from spikecl.components import component
+from spikecl.errors import ConfigError
+from spikecl.neurons.neuron import Reset, Resetting, State
+from spikecl.neurons.surrogate import Arctan, FastSigmoid
+from spikecl.neurons.values import Decay, Real, Value
 
-
-class Reset(enum.StrEnum):
-    """What a spike does to the membrane."""
-
-    SOFT = "soft"  # v <- u - v_th
-    ZERO = "zero"  # v <- 0
-    VALUE = "value"  # v <- v_reset
-    NONE = "none"  # v <- u
+if TYPE_CHECKING:
+    from spikecl.neurons.cuba import CUBA
+    from spikecl.neurons.loihi import LoihiLIF
 
 
 class LIFState(NamedTuple):
-    """State carried between steps: membrane ``v`` [B, *features].
-
-    With ``reset_time="next"`` it is the membrane before the reset, which the next step applies.
-    """
+    """Membrane ``v`` [B, *features]; ``spikes`` where their reset waits for the next step."""
 
     v: Tensor
+    spikes: Tensor | None = None
 
 
 @component
-class LIF:
+class LIF(Resetting):
     """Parameters and switches of a current-based leaky integrate-and-fire neuron.
 
     One step, in order of execution (``c`` is 1, or ``1 - beta`` with ``scale_input``)::
 
-        u[t] = beta v[t-1] + c x[t]          integrate
-        s[t] = 1[u[t] > v_th]                fire (>= when strict is false)
-        v[t] = u[t] - v_th s[t]              soft reset
-             = (1 - s[t]) u[t] + s[t] v_reset   reset to a value (zero: v_reset = 0)
-             = u[t]                          no reset
+        u[t] = v_rest + beta (v[t-1] - v_rest) + c x[t]     integrate
+        s[t] = 1[u[t] > v_th]                               fire (>= when strict is false)
+        v[t] = u[t] - v_th s[t]                             soft reset
+             = (1 - s[t]) u[t] + s[t] v_reset               to a value (zero: v_reset = 0)
+             = u[t]                                         no reset
 
     With ``reset_time="next"`` the reset caused by ``s[t-1]`` is applied in step t, after the decay
     for a soft reset (``u[t] = beta u[t-1] + c x[t] - v_th s[t-1]``) and before it for the others;
@@ -49,29 +43,22 @@ class LIF:
 
     Args:
         beta: Decay per step, ``exp(-dt/tau_mem)`` or what :meth:`from_tau` makes of it.
-        v_th: Threshold.
-        v_reset: Membrane after a spike with ``reset="value"``.
+        v_rest: Where the membrane rests.
         scale_input: Multiply the input by ``1 - beta``.
-        reset: See :class:`Reset`.
-        reset_time: Apply the reset in the same step or in the next.
-        detach_reset: Cut the gradient through the spike that resets (the membrane path stays).
-        strict: Compare with ``>`` instead of ``>=``.
-        surrogate: Derivative of the spike.
+
+    The other arguments are those of every spiking model that resets (:class:`Resetting`,
+    :class:`SpikingNeuron`).
+
+    Source: Gerstner & Kistler, Spiking Neuron Models (2002), section 4.1.
 
     Example:
         >>> round(LIF.from_tau(tau_mem=10.0, dt=1.0).tau_mem(dt=1.0), 6)
         10.0
     """
 
-    beta: Fraction = 0.9
-    v_th: float = 1.0
-    v_reset: float = 0.0
+    beta: Decay = 0.9
+    v_rest: Real = 0.0
     scale_input: bool = False
-    reset: Reset = Reset.SOFT
-    reset_time: Literal["same", "next"] = "same"
-    detach_reset: bool = True
-    strict: bool = True
-    surrogate: Sigmoid | Arctan | FastSigmoid = Sigmoid()
 
     @classmethod
     def from_tau(
@@ -79,18 +66,14 @@ class LIF:
     ) -> LIF:
         """Return a LIF of a membrane time constant and step length, both in milliseconds.
 
-        Exact: ``beta = exp(-dt/tau_mem)``. Euler: ``beta = 1 - dt/tau_mem``, stable for
-        ``dt < 2 tau_mem`` and equal to the exact decay up to ``O(dt^2)``.
+        Exact: ``beta = exp(-dt/tau_mem)``. Euler: ``beta = 1 - dt/tau_mem``, equal to the exact
+        decay up to ``O(dt^2)``; unstable for ``dt > 2 tau_mem``, and refused where the membrane
+        would change sign in each step (``dt > tau_mem``).
         """
-        if not (tau_mem > 0 and dt > 0 and (decay == "exact" or dt <= tau_mem)):
-            raise ConfigError(
-                f"LIF.from_tau: got tau_mem={tau_mem}, dt={dt}, decay={decay!r}; both must be "
-                "positive, and dt at most tau_mem with Euler decay"
-            )
-        return cls(beta=math.exp(-dt / tau_mem) if decay == "exact" else 1 - dt / tau_mem)
+        return cls(beta=decay_of("LIF.from_tau: tau_mem", tau_mem, dt, decay))
 
     @classmethod
-    def snntorch(cls, beta: float, *, v_th: float = 1.0, zero: bool = False) -> LIF:
+    def snntorch(cls, beta: Value, *, v_th: Value = 1.0, zero: bool = False) -> LIF:
         """Return ``snntorch.Leaky(beta, threshold=v_th)``, spike for spike (``reset_delay``)."""
         reset = Reset.ZERO if zero else Reset.SOFT
         return cls(beta=beta, v_th=v_th, reset=reset, reset_time="next", surrogate=Arctan())
@@ -100,6 +83,8 @@ class LIF:
         cls, tau: float = 2.0, *, v_th: float = 1.0, decay_input: bool = True, soft: bool = False
     ) -> LIF:
         """Return SpikingJelly's ``LIFNode(tau, decay_input, v_threshold)``; ``tau`` in steps."""
+        if not tau >= 1:
+            raise ConfigError(f"LIF.spikingjelly: got tau={tau}; it counts steps and is at least 1")
         return cls(
             beta=1 - 1 / tau,
             v_th=v_th,
@@ -109,72 +94,120 @@ class LIF:
             strict=False,
         )
 
+    @classmethod
+    def norse(
+        cls,
+        *,
+        tau_mem: float = 10.0,
+        tau_syn: float = 5.0,
+        v_th: float = 1.0,
+        v_leak: float = 0.0,
+        v_reset: float = 0.0,
+        alpha: float = 100.0,
+        dt: float = 1.0,
+        recurrent: bool = False,
+    ) -> CUBA:
+        """Return ``norse.torch.LIF``, spike for spike: a neuron with a synaptic current.
+
+        Norse counts in seconds and inverse seconds; here ``dt``, ``tau_mem`` and ``tau_syn`` are
+        milliseconds (``tau_mem_inv = 1000 / tau_mem``). Its recurrent version cuts the gradient of
+        the reset, the other keeps it; its state holds the current after the decay, ours before.
+        """
+        from spikecl.neurons.cuba import CUBA
+
+        return CUBA(
+            alpha=decay_of("LIF.norse: tau_syn", tau_syn, dt, "euler"),
+            beta=decay_of("LIF.norse: tau_mem", tau_mem, dt, "euler"),
+            v_th=v_th,
+            v_rest=v_leak,
+            v_reset=v_reset,
+            reset=Reset.VALUE,
+            scale_input=True,
+            detach_reset=recurrent,
+            surrogate=FastSigmoid(slope=alpha),
+        )
+
+    @classmethod
+    def loihi(
+        cls, *, vth: int, du: int = 4095, dv: int = 0, bias_mant: int = 0, bias_exp: int = 0
+    ) -> LoihiLIF:
+        """Return Loihi's neuron: integer state, bit for bit; see :class:`LoihiLIF`."""
+        from spikecl.neurons.loihi import LoihiLIF
+
+        return LoihiLIF(vth=vth, du=du, dv=dv, bias_mant=bias_mant, bias_exp=bias_exp)
+
     def tau_mem(self, *, dt: float = 1.0) -> float:
         """Return the time constant in milliseconds that exact decay would need for ``beta``."""
+        if isinstance(self.beta, Tensor):
+            raise ConfigError("LIF.tau_mem: beta is a tensor; it has a time constant per neuron")
         return math.inf if self.beta == 1 else -dt / math.log(self.beta) if self.beta else 0.0
 
     @property
-    def input_scale(self) -> float:
+    def input_scale(self) -> Value:
         """Factor ``c`` of the input."""
         return 1 - self.beta if self.scale_input else 1.0
 
     @property
-    def reset_value(self) -> float:
-        """Membrane after a spike, for the two resets to a value."""
-        return self.v_reset if self.reset is Reset.VALUE else 0.0
+    def drift(self) -> Value:
+        """What each step adds to a membrane that rests elsewhere than at zero."""
+        return (1 - self.beta) * self.v_rest
+
+    def silence(self, x: Tensor) -> State:
+        """Return a membrane at rest."""
+        return LIFState(x.new_zeros(x.shape) + self.v_rest, self.waiting(x))
+
+    def integrate(self, x: Tensor, state: State) -> State:
+        """Decay towards rest and take the input."""
+        u = self.beta * self.before(state) + self.input_scale * x
+        if isinstance(self.v_rest, Tensor) or self.v_rest:
+            u = u + self.drift
+        return LIFState(self.behind(u, state), state.spikes)
+
+    def distance(self, state: State) -> Tensor:
+        """Return ``v - v_th``."""
+        v: Tensor = state.v
+        return v - self.v_th
 
 
-def lif_step(x: Tensor, state: LIFState | None, neuron: LIF) -> tuple[Tensor, LIFState]:
-    """Advance a layer of LIF neurons by one step.
+@component
+class IF(LIF):
+    """Integrate-and-fire: a :class:`LIF` without leak, ``u[t] = v[t-1] + x[t]``."""
 
-    The equations stand in :class:`LIF`.
+    beta: Decay = 1.0
+
+
+@component
+class PLIF(LIF):
+    """LIF whose decay learns: ``1/tau = sigmoid(w)``, ``beta = 1 - 1/tau``.
+
+    ``u[t] = v[t-1] + (x[t] - v[t-1]) / tau`` with the defaults. A layer trains ``beta``, stored as
+    its logit ``-w`` (a raw ``tau`` could leave its range); start from ``tau0`` with
+    ``beta = 1 - 1/tau0``.
+
+    Source: Fang et al., ICCV 2021, equations 7 to 10.
 
     Args:
-        x: Input current [B, *features].
-        state: Membrane before the step; ``None`` means zeros.
-        neuron: Parameters.
-
-    Returns:
-        Spikes [B, *features] and the new state.
-
-    Raises:
-        UsageError: If the state's shape is not that of the input.
+        beta: Decay at the start, ``1 - 1/tau0``.
+        scale_input: Multiply the input by ``1/tau``.
+        reset: See :class:`Reset`.
+        detach_reset: Cut the gradient through the spike that resets.
+        strict: Fire at ``v > v_th`` instead of ``v >= v_th``.
     """
-    v = x.new_zeros(x.shape) if state is None else state.v
-    check_state(v, x.shape)
-    late = neuron.reset_time == "next"
-    if late:
-        v, kick = _reset(v, neuron, _fire(v, neuron), after_decay=True)
-        u = neuron.beta * v + neuron.input_scale * x + kick
-    else:
-        u = neuron.beta * v + neuron.input_scale * x
-    spikes = _fire(u, neuron)
-    if not late:
-        u, kick = _reset(u, neuron, spikes, after_decay=False)
-        u = u + kick
-    return spikes, LIFState(u)
+
+    learns: ClassVar[tuple[str, ...]] = ("beta",)
+
+    beta: Decay = 0.5
+    scale_input: bool = True
+    reset: Reset = Reset.ZERO
+    detach_reset: bool = False
+    strict: bool = False
 
 
-def check_state(v: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse a state whose shape is not that of one time step of the input."""
-    if v.shape != shape:
-        raise UsageError(
-            f"state has shape {tuple(v.shape)}, one step of the input has {tuple(shape)}; pass the "
-            "state of the same batch, or None to start from rest"
+def decay_of(what: str, tau: float, dt: float, decay: Literal["exact", "euler"] = "exact") -> float:
+    """Return the decay per step of a time constant, both in milliseconds."""
+    if not (0 < tau < math.inf and 0 < dt < math.inf and (decay == "exact" or dt <= tau)):
+        raise ConfigError(
+            f"{what}={tau} with dt={dt}, decay={decay!r}; both must be positive milliseconds, "
+            "and dt at most tau with Euler decay (beyond 2 tau it is unstable)"
         )
-
-
-def _fire(u: Tensor, neuron: LIF) -> Tensor:
-    return spike(u - neuron.v_th, neuron.surrogate, strict=neuron.strict)
-
-
-def _reset(
-    u: Tensor, neuron: LIF, spikes: Tensor, *, after_decay: bool
-) -> tuple[Tensor, Tensor | float]:
-    """Return the membrane after its multiplicative reset, and what is to be added to it."""
-    s = spikes.detach() if neuron.detach_reset else spikes
-    if neuron.reset is Reset.NONE:
-        return u, 0.0
-    if neuron.reset is Reset.SOFT:
-        return u, -neuron.v_th * s
-    return u + s * (neuron.reset_value - u), 0.0
+    return math.exp(-dt / tau) if decay == "exact" else 1 - dt / tau

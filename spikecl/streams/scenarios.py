@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -75,6 +76,8 @@ def _stream(
         for i in range(len(classes))
     }
     data = {"data": source.data.checksum, "peak": source.data.peak}
+    if source.data.temporal:
+        data |= {"temporal": True, "step_ms": source.data.step_ms}
     identity = {"stream": name, **parameters, **data}
     return Stream(
         f"{name}-{source.data.name}",
@@ -86,18 +89,21 @@ def _stream(
         len(classes),
         make,
         eval_sets,
+        source.data.temporal,
     )
 
 
 def permuted(data: Data, *, experiences: int = 10, seed: int = 0, old_data: bool = False) -> Stream:
     """Return a stream whose every experience permutes the features in its own way.
 
+    Of temporal data the features of a step are permuted, at every step alike; time stays.
+
     All classes are in every experience (domain-incremental). Permutation i depends on the seed and
     i alone; the first experience is permuted too (as in HLOP's and GPM's benchmark).
     """
     _at_least_one(experiences)
     source, seeds = _Source(data), Seeds(seed)
-    size = source.train[0][0].numel()
+    size = math.prod(data.input_shape[data.temporal :])
     transforms = [
         Permute(torch.randperm(size, generator=seeds.generator("stream", event=i)))
         for i in range(experiences)
@@ -114,15 +120,19 @@ def rotated(
     seed: int = 0,
     old_data: bool = False,
 ) -> Stream:
-    """Return a stream whose experience i shows the images turned by ``degrees[i]``."""
+    """Return a stream whose experience i shows the images turned by ``degrees[i]``.
+
+    Of temporal data the images of all steps are turned alike.
+    """
     _at_least_one(len(degrees))
-    if len(data.input_shape) not in (2, 3):
+    if len(data.input_shape) - data.temporal not in (2, 3):
         raise ConfigError(
-            f"rotated needs images [H, W] or [H, W, C]; {data.name} has samples of shape "
-            f"{list(data.input_shape)}; use permuted or split_classes"
+            f"rotated needs images [H, W] or [H, W, C], behind time where it is temporal; "
+            f"{data.name} has samples of shape {list(data.input_shape)}"
+            f"{', temporal' * data.temporal}; use permuted or split_classes"
         )
     source = _Source(data)
-    transforms = [Rotate(float(angle)) for angle in degrees]
+    transforms = [Rotate(float(angle), data.temporal) for angle in degrees]
     parameters = {"degrees": [float(angle) for angle in degrees]}
     return _every_class("rotated", source, seed, transforms, parameters, old_data)
 
@@ -208,6 +218,7 @@ def joint(base: Stream) -> Stream:
         1,
         make,
         {name: replace(e, taught=(0,)) for name, e in base.eval_sets.items()},
+        base.temporal,
     )
 
 

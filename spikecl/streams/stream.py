@@ -34,10 +34,11 @@ class Stream:
         seed: Root seed of the stream's own choices.
         reveal: What learners may know.
         classes: Number of classes over all events.
-        input_shape: Shape of one sample.
+        input_shape: Shape of one sample, ``[T, *features]`` where it is temporal.
         length: Number of events.
         make: From a position to the event there.
         eval_sets: Test sets by name, one per task, independent of the events.
+        temporal: Whether axis 0 of a sample is time.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Stream:
     length: int
     make: Callable[[int], Event]
     eval_sets: Mapping[str, EvalSet]
+    temporal: bool = False
 
     def __len__(self) -> int:
         return self.length

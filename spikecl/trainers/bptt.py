@@ -9,8 +9,9 @@ from torch import Tensor
 
 from spikecl.components import component
 from spikecl.encoding import OutputLoss
-from spikecl.networks import Factor, Network, Tap
-from spikecl.trainers.trainer import Factors, Trainer
+from spikecl.networks import Network, Taps
+from spikecl.neurons import State
+from spikecl.trainers.trainer import Factors, Trainer, loss_of
 
 
 @component
@@ -29,18 +30,29 @@ class Bptt(Trainer):
         x: Tensor,
         output_loss: OutputLoss,
         weights: Mapping[str, Tensor] | None = None,
+        *,
+        state: Mapping[str, State] | None = None,
+        generator: torch.Generator | None = None,
+        training: bool = True,
     ) -> Factors:
         """Return factors whose rows are the spikes that each synapse transmitted."""
-        taps: dict[str, Tap] = {}
+        taps = Taps()
         with torch.enable_grad():
-            logits = network(x, taps=taps, weights=weights).logits
-            loss = output_loss(logits)
-            deltas = torch.autograd.grad(loss, [tap.current for tap in taps.values()])
+            output = network(
+                x, state, taps=taps, weights=weights, training=training, generator=generator
+            )
+            loss = loss_of(output, output_loss)
+            wanted = [*(tap.current for tap in taps.values()), *taps.direct.values()]
+            found = torch.autograd.grad(loss, wanted, allow_unused=True)
+        grads = [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found)]
         return Factors(
             loss.detach(),
-            logits.detach(),
+            output.logits.detach(),
             {
-                name: Factor(tap.rows, delta, tap.rows)
-                for (name, tap), delta in zip(taps.items(), deltas, strict=True)
+                path: network.synapses[path].factor(tap.rows, delta)
+                for (path, tap), delta in zip(taps.items(), grads)
             },
+            dict(zip(taps.direct, grads[len(taps) :])),
+            output.statistics,
+            output.state,
         )

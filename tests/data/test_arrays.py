@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from spikecl.data.arrays import checked, checksum_of
 from spikecl.data.checks import ARRAYS
+from spikecl.errors import DataError
 
 
 def test_types_and_sizes(arrays):
@@ -101,3 +102,55 @@ def test_class_names_from_the_file_or_the_caller(arrays):
 def test_a_number_called_classes_is_no_list_of_names(arrays):
     arrays["classes"] = np.array(3)
     assert checked(arrays, "tiny").class_names == ()
+
+
+def in_time(arrays, **changes):
+    """The same as two steps of two rows of four features."""
+    x = {name: arrays[name].reshape(-1, 2, 2, 4) for name in ("x_train", "x_test")}
+    return {**arrays, **x, **changes}
+
+
+def test_time_comes_from_the_file_or_the_caller(arrays):
+    plain = checked(in_time(arrays), "tiny")
+    assert (plain.temporal, plain.step_ms) == (False, None)
+    stored = {"temporal": np.array(True), "step_ms": np.array(2.5, np.float32)}
+    data = checked(in_time(arrays, **stored), "tiny")
+    assert (data.temporal, data.step_ms, data.input_shape) == (True, 2.5, (2, 2, 4))
+    assert type(data.temporal) is bool and type(data.step_ms) is float
+    assert data == checked(in_time(arrays), "tiny", temporal=True, step_ms=2.5)
+    assert checked(in_time(arrays, **stored), "tiny", temporal=False) == plain
+    assert checked(in_time(arrays, temporal=np.array(1)), "tiny").step_ms is None
+    assert checked(in_time(arrays, temporal=np.array(0)), "tiny") == plain
+
+
+def test_data_that_differ_in_time_are_not_equal(arrays):
+    options = [{}, {"temporal": True}, *({"temporal": True, "step_ms": s} for s in (1.0, 2.0))]
+    sets = [checked(in_time(arrays), "tiny", **given) for given in options]
+    assert len({data.checksum for data in sets}) == 1
+    assert all((a == b) == (i == j) for i, a in enumerate(sets) for j, b in enumerate(sets))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"temporal": np.array([True])}, r"temporal is bool of shape \(1,\)"),
+        ({"temporal": np.array("yes")}, "temporal is <U3"),
+        ({"temporal": np.array(True), "step_ms": np.array(0.0)}, "step_ms is 0.0"),
+        ({"temporal": np.array(True), "step_ms": np.array(np.nan)}, "step_ms is nan"),
+        ({"temporal": np.array(True), "step_ms": np.array([1.0, 2.0])}, "step_ms is .1. 2.."),
+        ({"temporal": np.array(True), "step_ms": np.array("5 ms")}, "step_ms is 5 ms"),
+        ({"step_ms": np.array(5.0)}, "step_ms is given, but temporal is not True"),
+        ({"temporal": np.array(False), "step_ms": np.array(5.0)}, "but temporal is not True"),
+        (
+            {"temporal": np.array(True), "x_train": np.zeros((6, 4)), "x_test": np.zeros((3, 4))},
+            r"temporal is True, but x_train has shape \(6, 4\).*an axis of one feature",
+        ),
+    ],
+)
+def test_bad_words_on_time_are_refused_in_one_line(arrays, changes, says):
+    with pytest.raises(DataError, match=says) as caught:
+        checked(in_time(arrays, **changes), "tiny", where="mine.npz")
+    message = str(caught.value)
+    assert message.startswith("mine.npz: ")
+    assert "\n" not in message
+    assert message.count(";") >= 2

@@ -2,17 +2,17 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import http.server
+import hashlib
 import os
 import struct
-import threading
 
 import numpy as np
 import pytest
 
 from spikecl.data import catalogue, checked, fetch, library, load, npz, verify
-from spikecl.data.catalogue import IDX_FILES, MNIST, NOTMNIST
 from spikecl.data.download import download
+from spikecl.data.images import IDX_FILES, MNIST, NOTMNIST
+from spikecl.data.recordings import BRAILLE
 from spikecl.errors import DataError
 
 
@@ -25,42 +25,6 @@ def as_idx(array):
 def files(arrays):
     """Official files by name, which a test may change before it downloads."""
     return {IDX_FILES[name]: as_idx(array) for name, array in arrays.items()}
-
-
-@pytest.fixture
-def lengths():
-    """Content lengths that the server claims instead of the true ones."""
-    return {}
-
-
-@pytest.fixture
-def server(files, lengths, monkeypatch):
-    """A loopback server of the files; ``.asked`` lists the names asked for."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            name = self.path.rsplit("/", 1)[-1]
-            httpd.asked.append(name)
-            if name not in files:
-                return self.send_error(404)
-            self.send_response(200)
-            self.send_header("Content-Length", str(lengths.get(name, len(files[name]))))
-            self.end_headers()
-            return self.wfile.write(files[name])
-
-        def log_message(self, *_):
-            pass
-
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        httpd.asked = []
-        httpd.url = f"http://127.0.0.1:{httpd.server_port}/data/"
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield httpd
-        httpd.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -159,6 +123,26 @@ def test_without_a_known_checksum_the_sizes_must_agree(server, tmp_path):
     assert download(small, tmp_path, base_url=server.url).name == "notmnist.npz"
 
 
+def test_where_an_md5_is_published_the_file_must_have_it(server, tiny, files, tmp_path):
+    name = IDX_FILES["x_train"]
+    got = hashlib.md5(files[name], usedforsecurity=False).hexdigest()
+    right = dataclasses.replace(tiny, md5={"x_train": got})
+    assert download(right, tmp_path / "right", base_url=server.url).exists()
+    wrong = dataclasses.replace(tiny, md5={"x_train": "0" * 32})
+    (tmp_path / "wrong").mkdir()
+    says = f"{server.url}{name} has md5 {got}, but {'0' * 32} is published"
+    refused(wrong, tmp_path / "wrong", server.url, says)
+
+
+def test_what_is_a_pickle_is_not_downloaded_but_explained(server, tmp_path):
+    with pytest.raises(DataError, match="braille is not downloaded: .*pickles.*numpy.savez") as e:
+        download(BRAILLE, tmp_path / "cache", base_url=server.url)
+    assert "\n" not in str(e.value)
+    assert f"put braille.npz into {tmp_path / 'cache'}" in str(e.value)
+    assert server.asked == []
+    assert not (tmp_path / "cache").exists()
+
+
 def test_the_bar_counts_every_byte(server, tiny, files, tmp_path, monkeypatch):
     from rich.progress import Progress
 
@@ -171,7 +155,8 @@ def test_the_bar_counts_every_byte(server, tiny, files, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Progress, "stop", look)
     download(tiny, tmp_path, base_url=server.url)
-    assert seen == {name: (len(content),) * 2 for name, content in files.items()}
+    sizes = {f"mnist, {array}": len(files[name]) for array, name in IDX_FILES.items()}
+    assert seen == {title: (size, size) for title, size in sizes.items()}
 
 
 def test_fetch_downloads_once_then_load_and_verify_find_it(server, known, cache):

@@ -41,6 +41,14 @@ def test_reads_what_numpy_writes_and_leaves_the_rest(path, arrays, write):
         assert read[name].dtype == array.dtype
 
 
+def test_reads_what_the_arrays_mean(path, arrays):
+    np.savez(path, **arrays, temporal=np.array(True), step_ms=np.array(5.0))
+    read = npz.read(path)
+    assert (bool(read["temporal"]), float(read["step_ms"])) == (True, 5.0)
+    np.savez(path, **arrays, temporal=np.array([{}], object))
+    refused(path, "temporal holds pickled Python objects")
+
+
 def test_objects_in_arrays_that_are_not_needed_are_never_touched(path, arrays):
     np.savez(path, **arrays, extra=np.array([{}], object), classes=np.array([{}], object))
     assert set(npz.read(path)) == set(arrays)

@@ -1,12 +1,19 @@
-"""Encoders: shapes, statistics, determinism."""
+"""Encoders: shapes, statistics, determinism; rates against their probabilities, snnTorch, Norse."""
+
+import warnings
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from snntorch import spikegen
 
 from spikecl.encoding import Direct, Encoder, InputStatistics, Rate
-from spikecl.errors import ConfigError
+from spikecl.errors import ConfigError, UsageError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Norse compiles with what torch is about to drop
+    from norse.torch.functional.encode import poisson_encode, poisson_encode_step
 
 quick = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 STATISTICS = InputStatistics(0.25, 0.5)
@@ -102,3 +109,51 @@ def test_default_statistics_change_nothing():
 def test_senseless_parameters_are_refused(make):
     with pytest.raises(ConfigError):
         make()
+
+
+@pytest.mark.parametrize(("gain", "offset"), [(1.0, 0.0), (0.5, 0.25), (2.0, -0.5)])
+def test_rate_is_within_three_sigma_of_its_probability(gain, offset):
+    x, n = torch.linspace(0, 1, 9), 40_000
+    spikes = Rate(steps=n, gain=gain, offset=offset).encode(x[None], STATISTICS, generator(3))
+    p = (gain * x + offset).clamp(0, 1)
+    sigma = (p * (1 - p) / n).sqrt()
+    assert bool(((spikes[:, 0].mean(0) - p).abs() <= 3 * sigma).all())
+
+
+def test_rate_agrees_with_snntorch_in_distribution():
+    x, n = torch.linspace(0, 1, 9), 20_000
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = spikegen.rate(x, num_steps=n, gain=1.5, offset=-0.2).mean(0)
+    ours = Rate(steps=n, gain=1.5, offset=-0.2).encode(x[None], STATISTICS, generator())[:, 0]
+    assert bool(((ours.mean(0) - theirs).abs() <= 4 * (0.5 / n) ** 0.5).all())
+    assert torch.equal(theirs == 0, ours.mean(0) == 0)
+    assert torch.equal(theirs == 1, ours.mean(0) == 1)
+
+
+@pytest.mark.parametrize("f_max", [100.0, 1000.0, 250.0])
+def test_norse_spike_for_spike(f_max):
+    x = torch.rand(7, 5)
+    theirs = poisson_encode(x, 30, f_max=f_max, generator=generator(5))
+    assert torch.equal(Rate.norse(30, f_max=f_max).encode(x, STATISTICS, generator(5)), theirs)
+
+
+def test_the_two_functions_of_norse_differ_tenfold():
+    assert Rate.norse(3).gain == pytest.approx(0.1)  # poisson_encode
+    assert Rate.norse(3, f_max=1000.0).gain == pytest.approx(1.0)  # poisson_encode_step
+    x = torch.rand(50)
+    theirs = poisson_encode_step(x, generator=generator(1))
+    assert torch.equal(Rate.norse(1, f_max=1000.0).encode(x, STATISTICS, generator(1))[0], theirs)
+
+
+def test_spikingjelly_poisson_is_the_default():
+    """``rand <= x`` there: the same but for a draw that hits x exactly."""
+    x = torch.rand(6, 4, generator=generator(9))
+    uniform = torch.rand(20, 6, 4, generator=generator(2))
+    ours = Rate().encode(x, STATISTICS, generator(2))
+    assert torch.equal(ours, (uniform <= x).float())
+
+
+def test_random_encoders_want_a_generator():
+    with pytest.raises(UsageError, match="needs a generator"):
+        Rate().encode(torch.rand(2, 3), STATISTICS, None)

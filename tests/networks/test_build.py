@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from spikecl.errors import ConfigError
-from spikecl.networks import Mlp, NetworkSpec, Relu, Spiking, SpikingMlp
-from spikecl.neurons import LIF, Arctan, FastSigmoid, Reset, Sigmoid
+from spikecl.networks import Mlp, NetworkSpec, SpikingMlp
+from spikecl.neurons import LIF, Arctan, Rectified, Reset
 
 
 def shapes(network):
@@ -37,37 +37,22 @@ def test_bias_is_asked_for(kind):
 
 def test_neurons_and_readout():
     spiking, twin = SpikingMlp(hidden=(5, 3)).build((6,), 4), Mlp(hidden=(5, 3)).build((6,), 4)
-    for network, unit in ((spiking, Spiking), (twin, Relu)):
+    for network, neuron in ((spiking, LIF(beta=0.5)), (twin, Rectified())):
         units = [layer.neuron for layer in network.layers.values()]
-        assert [type(u) for u in units[:-1]] == [unit, unit]
+        assert [u.neuron for u in units[:-1]] == [neuron, neuron]
         assert units[-1] is None
 
 
-def test_options_reach_every_neuron():
-    spec = SpikingMlp(
-        hidden=(5, 3), beta=0.3, v_th=0.7, reset="zero", surrogate="arctan", slope=6.0
-    )
-    expected = LIF(beta=0.3, v_th=0.7, reset=Reset.ZERO, surrogate=Arctan(slope=6.0))
-    network = spec.build((6,), 4)
-    assert spec.neuron() == expected
-    assert [layer.neuron.neuron for layer in list(network.layers.values())[:2]] == [expected] * 2
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"), [("sigmoid", Sigmoid), ("arctan", Arctan), ("fast_sigmoid", FastSigmoid)]
-)
-def test_surrogates_by_name(name, kind):
-    assert SpikingMlp(surrogate=name, slope=2.5).neuron().surrogate == kind(slope=2.5)
-
-
-@pytest.mark.parametrize("reset", ["soft", "zero", "none"])
-def test_resets_by_name(reset):
-    assert SpikingMlp(reset=reset).neuron().reset is Reset(reset)
+def test_the_neuron_reaches_every_layer():
+    neuron = LIF(beta=0.3, v_th=0.7, reset=Reset.ZERO, surrogate=Arctan(slope=6.0))
+    network = SpikingMlp(hidden=(5, 3), neuron=neuron).build((6,), 4)
+    assert [layer.neuron.neuron for layer in list(network.layers.values())[:2]] == [neuron] * 2
 
 
 @pytest.mark.parametrize("readout", ["mean_rate", "mean_current"])
 def test_the_readout_is_passed_on(readout):
-    assert SpikingMlp(hidden=(2,), readout=readout).build((3,), 2).readout == readout
+    network = SpikingMlp(hidden=(2,), readout=readout).build((3,), 2)
+    assert network.mean_first == (readout == "mean_rate")
 
 
 @pytest.mark.parametrize("kind", [SpikingMlp, Mlp])
@@ -78,11 +63,12 @@ def test_hidden_sizes_are_checked(kind, hidden):
 
 
 @pytest.mark.parametrize(
-    "options", [{"surrogate": "sigmod"}, {"reset": "value"}, {"v_th": 0.0}, {"beta": 1.5}]
+    "options", [{"neuron": "lif"}, {"neuron": 3}, {"dropout": 1.0}, {"learns": ("alpha",)}]
 )
 def test_unknown_options_are_refused(options):
-    with pytest.raises(ConfigError, match=f"SpikingMlp.{next(iter(options))}"):
-        SpikingMlp(**options)
+    options = {k: {"model": "liff"} if v == "lif" else v for k, v in options.items()}
+    with pytest.raises(ConfigError):
+        SpikingMlp(**options).build((6,), 4)
 
 
 def test_building_draws_nothing():

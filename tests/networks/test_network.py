@@ -8,18 +8,17 @@ from torch.nn import functional
 
 from spikecl.errors import UsageError
 from spikecl.networks import (
+    Cells,
     Layer,
     Linear,
     Mlp,
     Network,
-    Relu,
-    Spiking,
     SpikingMlp,
     Tap,
     initialise,
 )
 from spikecl.networks.network import count_parameters, firing_rates
-from spikecl.neurons import LIF
+from spikecl.neurons import LIF, Rectified, Sigmoid
 from spikecl.seeds import Seeds
 from spikecl.trainers import Bptt
 
@@ -59,7 +58,8 @@ def plain_loop(weights, x):
 
 
 def make(*, bias=False, readout="mean_rate", hidden=(9, 8)):
-    spec = SpikingMlp(hidden=hidden, beta=BETA, v_th=TH, slope=SLOPE, bias=bias, readout=readout)
+    neuron = LIF(beta=BETA, v_th=TH, surrogate=Sigmoid(slope=SLOPE))
+    spec = SpikingMlp(hidden=hidden, neuron=neuron, bias=bias, readout=readout)
     network = spec.build((IN,), CLASSES).double()
     initialise(network, Seeds(3))
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_a_layer_missing_from_the_state_starts_from_rest():
     state = network(x).state
     partial = network(x, {"hidden1": state["hidden1"]})
     full = network(
-        x, {"hidden1": state["hidden1"], "hidden2": type(state["hidden2"])(torch.zeros(B, 8))}
+        x, {"hidden1": state["hidden1"], "hidden2": type(state["hidden2"])(torch.zeros(B, 8).double())}
     )
     torch.testing.assert_close(partial.logits, full.logits)
     assert not torch.equal(partial.logits, network(x).logits)
@@ -221,15 +221,15 @@ def test_a_layer_listens_to_the_sum_of_its_inputs():
 
     network = Network(
         {
-            "a": layer(4, ("input",), Spiking(LIF(v_th=0.1))),
-            "b": layer(4, ("a", "input"), Relu()),
+            "a": layer(4, ("input",), Cells(LIF(v_th=0.1))),
+            "b": layer(4, ("a", "input"), Cells(Rectified())),
             "out": layer(3, ("b", "a")),
         }
     )
     initialise(network, Seeds(1))
     x = torch.rand(5, 2, 4)
     w = network.weights()
-    a = Spiking(LIF(v_th=0.1))(x @ w["a.weight"].T)[0]
+    a = Cells(LIF(v_th=0.1))(x @ w["a.weight"].T)[0]
     b = ((a + x) @ w["b.weight"].T).relu()
     torch.testing.assert_close(network(x).logits, ((a + b) @ w["out.weight"].T).mean(0))
     assert network.is_spiking
@@ -243,7 +243,7 @@ def fan(neurons, readout):
             names[i + 1]: Layer(Linear(4, 4), neuron, inputs=(names[i],))
             for i, neuron in enumerate(neurons)
         },
-        readout=readout,
+        mean_first=readout == "mean_rate",
     )
     initialise(network, Seeds(1))
     with torch.no_grad():
@@ -255,7 +255,7 @@ def fan(neurons, readout):
 @pytest.mark.parametrize("linear", [0, 1, 2, None])
 def test_only_a_linear_readout_may_see_the_mean(linear):
     """A layer without neurons further down, and a readout with neurons, see every step."""
-    neurons = [None if i == linear else Spiking(LIF(v_th=0.3)) for i in range(3)]
+    neurons = [None if i == linear else Cells(LIF(v_th=0.3)) for i in range(3)]
     x = torch.rand(6, 5, 4, generator=torch.Generator().manual_seed(0))
     rate, current = (fan(neurons, r)(x).logits for r in ("mean_rate", "mean_current"))
     torch.testing.assert_close(rate, current)
@@ -305,7 +305,7 @@ def test_constructors_draw_nothing():
 def test_firing_rates_are_means_of_presynaptic_activity():
     network, x = make(), encoded("rate")
     rates = firing_rates(network, x)
-    spikes = Spiking(network.layers["hidden1"].neuron.neuron)(
+    spikes = Cells(network.layers["hidden1"].neuron.neuron)(
         x @ network.weights()["hidden1.weight"].T
     )[0]
     assert rates["hidden1"] == pytest.approx(float(x.mean()))

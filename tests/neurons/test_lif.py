@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import snntorch
@@ -10,19 +11,24 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from spikecl.errors import ConfigError, UsageError
-from spikecl.neurons import LIF, Arctan, LIFState, Reset, Sigmoid, lif_step
+from spikecl.neurons import IF, LIF, PLIF, Arctan, LIFState, Reset, Sigmoid, step
+from spikecl.neurons.values import ranges
 
 quick = settings(max_examples=25, deadline=None, derandomize=True, database=None)
-SWITCHES = list(
-    itertools.product(list(Reset), ["same", "next"], [True, False], [True, False], [True, False])
-)
+TIMES = ["same", "next", "after"]
+SWITCHES = list(itertools.product(list(Reset), TIMES, [True, False], [True, False], [True, False]))
+
+
+def state_of(neuron, v, spikes):
+    """Return a state in float64; the spikes count only where a reset waits for them."""
+    return LIFState(v.double(), None if neuron.reset_time == "same" else spikes.double())
 
 
 def run(x, neuron, state=None):
     """Return spikes and states [T, ...] of a loop over steps."""
     spikes, membranes = [], []
     for current in x:
-        s, state = lif_step(current, state, neuron)
+        s, state = step(current, state, neuron)
         spikes.append(s)
         membranes.append(state.v)
     return torch.stack(spikes), torch.stack(membranes)
@@ -32,50 +38,46 @@ def constant(value, steps):
     return torch.full((steps, 1, 1), value, dtype=torch.float64)
 
 
-def by_hand(xs, v, neuron):
+def by_hand(xs, v, fired, neuron):
     """One neuron in plain Python floats, written from the docstring's equations."""
     c = 1 - neuron.beta if neuron.scale_input else 1.0
     low = neuron.v_reset if neuron.reset is Reset.VALUE else 0.0
-    spikes, membranes = [], []
-
-    def fires(u):
-        return u > neuron.v_th if neuron.strict else u >= neuron.v_th
-
+    to_value = neuron.reset in (Reset.ZERO, Reset.VALUE)
+    time, spikes, membranes = neuron.reset_time, [], []
     for x in xs:
-        if neuron.reset_time == "next":
-            fired = fires(v)
-            if neuron.reset is Reset.SOFT:
-                v = neuron.beta * v + c * x - neuron.v_th * fired
-            else:
-                if neuron.reset is not Reset.NONE and fired:
-                    v = low
-                v = neuron.beta * v + c * x
-            spikes.append(float(fires(v)))
-        else:
-            v = neuron.beta * v + c * x
-            spikes.append(float(fires(v)))
-            if spikes[-1]:
-                v = {Reset.SOFT: v - neuron.v_th, Reset.NONE: v}.get(neuron.reset, low)
+        if time == "next" and to_value and fired:
+            v = low
+        v = neuron.v_rest + neuron.beta * (v - neuron.v_rest) + c * x
+        if time != "same" and neuron.reset is Reset.SOFT and fired:
+            v = v - neuron.v_th
+        if time == "after" and to_value and fired:
+            v = low
+        fired = v > neuron.v_th if neuron.strict else v >= neuron.v_th
+        spikes.append(float(fired))
+        if time == "same" and fired:
+            v = {Reset.SOFT: v - neuron.v_th, Reset.NONE: v}.get(neuron.reset, low)
         membranes.append(v)
     return spikes, membranes
 
 
 @pytest.mark.parametrize(("reset", "time", "detach", "strict", "scale"), SWITCHES)
-def test_every_switch_follows_the_printed_equations(reset, time, detach, strict, scale):
+@pytest.mark.parametrize("v_rest", [0.0, -0.25])
+def test_every_switch_follows_the_printed_equations(reset, time, detach, strict, scale, v_rest):
     neuron = LIF(
-        beta=0.75, v_th=0.5, v_reset=-0.25, reset=reset, reset_time=time, detach_reset=detach,
-        strict=strict, scale_input=scale,
+        beta=0.75, v_th=0.5, v_reset=-0.25, v_rest=v_rest, reset=reset, reset_time=time,
+        detach_reset=detach, strict=strict, scale_input=scale,
     )  # fmt: skip
     xs = (torch.randint(-4, 12, (40,), generator=torch.Generator().manual_seed(1)) / 8).double()
     xs[:2] = torch.tensor([2.0, 0.5]) if scale else 0.5  # meets the threshold exactly
-    start = 0.0
-    spikes, membranes = run(
-        xs.view(-1, 1, 1), neuron, LIFState(torch.full((1, 1), start, dtype=torch.float64))
-    )
-    expected_spikes, expected = by_hand(xs.tolist(), start, neuron)
-    assert spikes.flatten().tolist() == expected_spikes
-    assert membranes.flatten().tolist() == pytest.approx(expected, abs=1e-12)
-    assert 0 < sum(expected_spikes) < 40
+    for v, fired in ((0.0, False), (0.375, True)):  # the spike that waits is no function of v
+        start = state_of(neuron, torch.full((1, 1), v), torch.full((1, 1), float(fired)))
+        spikes, membranes = run(xs.view(-1, 1, 1), neuron, start)
+        expected_spikes, expected = by_hand(
+            xs.tolist(), v, fired and neuron.reset_time != "same", neuron
+        )
+        assert spikes.flatten().tolist() == expected_spikes
+        assert membranes.flatten().tolist() == pytest.approx(expected, abs=1e-12)
+        assert 0 < sum(expected_spikes) < 40
 
 
 def test_the_comparison_matters_at_the_threshold():
@@ -94,7 +96,7 @@ def test_below_threshold_the_membrane_relaxes_to_its_fixed_point(beta, fraction,
     n = torch.arange(1, 31, dtype=torch.float64)
     torch.testing.assert_close(v[:, 0, 0], c * x * (1 - beta**n) / (1 - beta))
     at_rest = LIFState(constant(c * x / (1 - beta), 1)[0])
-    torch.testing.assert_close(lif_step(constant(x, 1)[0], at_rest, neuron)[1], at_rest)
+    torch.testing.assert_close(step(constant(x, 1)[0], at_rest, neuron)[1], at_rest)
 
 
 @quick
@@ -122,37 +124,76 @@ def psi_sigmoid(u, k=4.0):
     return k * s * (1 - s)
 
 
+def slopes(u, beta, th, low, kept, reset):
+    """Return d(next membrane)/du for a reset in the same step, and for one in the next."""
+    z, psi = float(u > th), psi_sigmoid(u - th)
+    if reset is Reset.NONE:
+        return 1.0, beta
+    if reset is Reset.SOFT:
+        return 1 - kept * th * psi, beta - kept * th * psi  # the second is taken off after decay
+    slope = 1 - z - kept * (u - low) * psi
+    return slope, beta * slope
+
+
 @pytest.mark.parametrize("v", [-0.3, 0.9, 1.4, 2.5])
 @pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize("reset", list(Reset))
-@pytest.mark.parametrize("time", ["same", "next"])
+@pytest.mark.parametrize("time", TIMES)
 def test_gradient_through_the_reset(v, detach, reset, time):
     beta, th, low, x = 0.8, 1.1, -0.2, 0.35
     neuron = LIF(beta=beta, v_th=th, v_reset=low, reset=reset, reset_time=time, detach_reset=detach)
+    low = low if reset is Reset.VALUE else 0.0
     before = torch.tensor([[v]], dtype=torch.float64, requires_grad=True)
     current = torch.tensor([[x]], dtype=torch.float64, requires_grad=True)
-    after = lif_step(current, LIFState(before), neuron)[1].v
-    dv, dx = torch.autograd.grad(after.sum(), (before, current))
-    u = beta * v + x if time == "same" else v  # the membrane that is reset
-    z, psi = float(u > th), psi_sigmoid(u - th)
-    kept = 0.0 if detach else 1.0
-    if reset is Reset.NONE:
-        slope = 1.0
-    elif reset is Reset.SOFT:
-        slope = 1 - kept * th * psi
-    else:
-        slope = 1 - z - kept * (u - (low if reset is Reset.VALUE else 0.0)) * psi
-    if time == "next" and reset is Reset.SOFT:
-        slope = 1 - kept * th * psi / beta  # taken off after the decay
-    assert dv.item() == pytest.approx(beta * slope, abs=1e-12)
-    assert dx.item() == pytest.approx(slope if time == "same" else 1.0, abs=1e-12)
+    state = state_of(neuron, before, torch.zeros_like(before))
+    _, once = step(current, state, neuron)
+    u = beta * v + x
+    same, late = slopes(u, beta, th, low, 0.0 if detach else 1.0, reset)
+    dv, dx = torch.autograd.grad(once.v.sum(), (before, current), retain_graph=True)
+    expected = same if time == "same" else 1.0  # the other resets have yet to come
+    assert once.v.item() == pytest.approx(
+        u if time != "same" or u <= th else {Reset.SOFT: u - th, Reset.NONE: u}.get(reset, low)
+    )
+    assert dv.item() == pytest.approx(beta * expected, abs=1e-12)
+    assert dx.item() == pytest.approx(expected, abs=1e-12)
+    if time == "same":
+        return
+    _, twice = step(torch.zeros_like(current), once, neuron)
+    (slope,) = torch.autograd.grad(twice.v.sum(), current)
+    if time == "after" and reset in (Reset.ZERO, Reset.VALUE):  # s[t] resets beta u[t]
+        z, psi = float(u > th), psi_sigmoid(u - th)
+        late = beta * (1 - z) - (0.0 if detach else 1.0) * (beta * u - low) * psi
+    assert slope.item() == pytest.approx(late, abs=1e-12)
+
+
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("reset", list(Reset))
+@pytest.mark.parametrize("time", ["next", "after"])
+@pytest.mark.parametrize("z", [0.0, 1.0])
+def test_gradient_by_the_spike_that_waits(detach, reset, time, z):
+    beta, th, low, v, x = 0.8, 1.1, -0.2, 1.4, 0.35
+    neuron = LIF(beta=beta, v_th=th, v_reset=low, reset=reset, reset_time=time, detach_reset=detach)
+    low = low if reset is Reset.VALUE else 0.0
+    leaves = [torch.tensor([[n]], dtype=torch.float64, requires_grad=True) for n in (v, z, x)]
+    after = step(leaves[2], LIFState(*leaves[:2]), neuron)[1].v
+    dv, dz, dx = (
+        0.0 if g is None else g.item()
+        for g in torch.autograd.grad(after.sum(), leaves, allow_unused=True)
+    )
+    left = 1 - z if reset in (Reset.ZERO, Reset.VALUE) else 1.0
+    assert dv == pytest.approx(beta * left, abs=1e-12)
+    assert dx == pytest.approx(left if time == "after" else 1.0, abs=1e-12)
+    pull = {Reset.SOFT: -th, Reset.NONE: 0.0}.get(
+        reset, beta * (low - v) if time == "next" else low - beta * v - x
+    )
+    assert dz == pytest.approx(0.0 if detach else pull, abs=1e-12)
 
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_gradient_of_the_spike(strict):
     x = torch.tensor([[0.3, 1.0, 1.2]], dtype=torch.float64, requires_grad=True)
     neuron = LIF(beta=0.5, strict=strict, scale_input=True, v_th=0.6, surrogate=Sigmoid(slope=3.0))
-    lif_step(x, None, neuron)[0].sum().backward()
+    step(x, None, neuron)[0].sum().backward()
     expected = [0.5 * psi_sigmoid(0.5 * u - 0.6, 3.0) for u in (0.3, 1.0, 1.2)]
     assert x.grad.flatten().tolist() == pytest.approx(expected, rel=1e-12)
 
@@ -261,7 +302,9 @@ def test_exact_decay_of_an_interval_does_not_depend_on_the_step():
      (float("nan"), 1.0, "exact")],
 )  # fmt: skip
 def test_time_constants_that_make_no_sense(tau, dt, decay):
-    with pytest.raises(ConfigError, match="LIF.from_tau: got tau_mem"):
+    with pytest.raises(
+        ConfigError, match=r"LIF.from_tau: tau_mem=.* with dt=.*positive milliseconds"
+    ):
         LIF.from_tau(tau_mem=tau, dt=dt, decay=decay)
 
 
@@ -285,22 +328,74 @@ def test_input_scale_and_reset_value():
 
 @pytest.mark.parametrize("shape", [(2, 4), (1, 3), (3,), ()])
 def test_a_state_of_another_shape_is_refused(shape):
-    with pytest.raises(UsageError, match=r"state has shape .*one step of the input has \(2, 3\)"):
-        lif_step(torch.zeros(2, 3), LIFState(torch.zeros(shape)), LIF())
+    with pytest.raises(UsageError, match=r"state has shape .*one step of the input needs \(2, 3\)"):
+        step(torch.zeros(2, 3), LIFState(torch.zeros(shape)), LIF())
 
 
 @pytest.mark.parametrize("reset", list(Reset))
-@pytest.mark.parametrize("time", ["same", "next"])
+@pytest.mark.parametrize("time", TIMES)
 def test_a_step_changes_neither_input_nor_state(reset, time):
-    x, state = torch.full((2, 3), 2.0), LIFState(torch.full((2, 3), 1.5))
-    spikes, new = lif_step(x, state, LIF(reset=reset, reset_time=time, v_reset=0.3))
-    assert torch.equal(x, torch.full((2, 3), 2.0))
-    assert torch.equal(state.v, torch.full((2, 3), 1.5))
+    neuron = LIF(reset=reset, reset_time=time, v_reset=0.3)
+    x, v, waiting = (torch.full((2, 3), n, dtype=torch.float64) for n in (2.0, 1.5, 1.0))
+    spikes, new = step(x, state_of(neuron, v, waiting), neuron)
+    for tensor, value in ((x, 2.0), (v, 1.5), (waiting, 1.0)):
+        assert torch.equal(tensor, torch.full_like(tensor, value))
     assert spikes.shape == new.v.shape == (2, 3)
 
 
-def test_no_state_means_rest():
-    x = torch.rand(2, 3)
-    a, b = lif_step(x, None, LIF()), lif_step(x, LIFState(torch.zeros(2, 3)), LIF())
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("v_rest", [0.0, -0.5])
+def test_no_state_means_rest(time, v_rest):
+    neuron = LIF(reset_time=time, v_rest=v_rest)
+    x = torch.rand(2, 3, generator=torch.Generator().manual_seed(0)).double()
+    rest = state_of(neuron, torch.full((2, 3), v_rest), torch.zeros(2, 3))
+    a, b = step(x, None, neuron), step(x, rest, neuron)
     assert torch.equal(a[0], b[0])
     assert torch.equal(a[1].v, b[1].v)
+    quiet, still = step(torch.zeros_like(x), None, neuron)
+    assert not quiet.any()
+    torch.testing.assert_close(still.v, rest.v, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("reset", [Reset.ZERO, Reset.VALUE])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_reset_to_a_value_is_exact_however_far_the_membrane_overshot(reset, dtype):
+    neuron = LIF(reset=reset, v_reset=-70.6, v_th=-50.0)
+    x = torch.tensor([[1.0, 1e3, 1e9, 1e30]], dtype=dtype)
+    _, state = step(x, None, neuron)
+    expected = torch.tensor(-70.6 if reset is Reset.VALUE else 0.0, dtype=dtype)
+    assert torch.equal(state.v, expected.expand(1, 4))
+
+
+def test_integrate_and_fire_does_not_leak():
+    xs = torch.tensor([0.25, 0.5, 0.0, -0.25, 0.75, 0.5], dtype=torch.float64)
+    spikes, v = run(xs.view(-1, 1, 1), IF())
+    assert spikes.flatten().tolist() == [0, 0, 0, 0, 1, 0]
+    assert v.flatten().tolist() == [0.25, 0.75, 0.75, 0.5, 0.25, 0.75]
+
+
+def test_plif_follows_its_update_and_its_published_gradient():
+    tau0 = 2.5
+    neuron = PLIF(beta=1 - 1 / tau0)
+    xs = (torch.rand(30, generator=torch.Generator().manual_seed(5)) * 2).double()
+    v, spikes, membranes = 0.0, [], []
+    for x in xs.tolist():
+        v = v + (x - v) / tau0
+        spikes.append(float(v >= 1.0))
+        v = 0.0 if spikes[-1] else v
+        membranes.append(v)
+    ours, our_v = run(xs.view(-1, 1, 1), neuron)
+    assert ours.flatten().tolist() == spikes
+    assert our_v.flatten().tolist() == pytest.approx(membranes, abs=1e-12)
+    assert 0 < sum(spikes) < 30
+    assert neuron.learns == ("beta",)
+    assert not neuron.detach_reset
+    assert not neuron.strict
+    # w = -ln(tau0 - 1) is minus what is stored; du/dw = sigmoid'(w) (x - v)
+    allowed, before, x = ranges(PLIF)["beta"], 0.3, 0.7
+    raw = allowed.to_raw(torch.tensor(neuron.beta, dtype=torch.float64)).requires_grad_()
+    assert raw.item() == pytest.approx(math.log(tau0 - 1))
+    state = LIFState(torch.full((1, 1), before, dtype=torch.float64))
+    bound = replace(neuron, detach_reset=True).bind({"beta": allowed.from_raw(raw)})
+    step(constant(x, 1)[0], state, bound)[1].v.sum().backward()
+    assert -raw.grad.item() == pytest.approx((x - before) * (1 / tau0) * (1 - 1 / tau0), rel=1e-12)

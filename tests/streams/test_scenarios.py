@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spikecl.data import checked
+from spikecl.data import checked, load
 from spikecl.errors import ConfigError
 from spikecl.streams import (
     CLASS_IL,
@@ -27,12 +27,13 @@ from spikecl.streams import (
 quick = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 
 
-def data(classes=5, shape=(3, 4), per_class=3, seed=0):
+def data(classes=5, shape=(3, 4), per_class=3, seed=0, **time):
     rng = np.random.default_rng(seed)
     n = classes * per_class
     y = rng.permutation(np.arange(n) % classes)
     x = rng.integers(0, 256, (n, *shape)).astype(np.uint8)
-    return checked({"x_train": x, "y_train": y, "x_test": x[::-1], "y_test": y[::-1]}, "random")
+    arrays = {"x_train": x, "y_train": y, "x_test": x[::-1], "y_test": y[::-1]}
+    return checked(arrays, "random", **time)
 
 
 def sizes_of(n, parts):
@@ -215,6 +216,61 @@ def test_old_data_are_revealed_on_request(make):
 def test_reveal_of_split_classes():
     assert split_classes(data()).reveal == CLASS_IL
     assert split_classes(data(), reveal=TASK_IL).reveal == TASK_IL
+
+
+def test_permuted_reorders_the_features_of_a_step_at_every_step_alike():
+    d = data(shape=(4, 2, 3), per_class=10, temporal=True)
+    stream = permuted(d, experiences=5, seed=1)
+    assert stream.input_shape == (4, 2, 3)
+    found = []
+    for event, e in zip(stream, stream.eval_sets.values(), strict=True):
+        for samples, raw in ((event.train, d.x_train), (e.samples, d.x_test)):
+            after = samples.load().x.flatten(2)
+            before = torch.from_numpy(raw.copy()).flatten(2)
+            same = (after[..., :, None] == before[..., None, :]).all(0).all(0)
+            assert bool((same.sum(0) == 1).all() & (same.sum(1) == 1).all())
+            found.append(tuple(same.int().argmax(1).tolist()))
+    assert found[::2] == found[1::2]  # train and test alike
+    assert len(set(found)) == 5
+    steps = data(shape=(2, 3), per_class=10)  # the same permutations as of data like one step
+    assert found[::2] == orders(permuted(steps, experiences=5, seed=1), steps)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 5), (3, 5, 5, 2)])
+def test_rotated_turns_the_images_of_every_step(shape):
+    d = data(shape=shape, temporal=True, step_ms=2.0)
+    for turns, event in enumerate(rotated(d, degrees=[0, 90, 180])):
+        expected = torch.rot90(torch.from_numpy(d.x_train), turns, dims=(2, 3))
+        assert torch.equal(event.train.load().x, expected)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (3, 5, 5, 2, 2)])
+def test_only_images_in_time_turn(shape):
+    with pytest.raises(ConfigError, match=r"rotated needs images.*random has .*, temporal; use"):
+        rotated(data(shape=shape, temporal=True))
+
+
+MAKERS = [permuted, rotated, split_classes, lambda d: joint(permuted(d))]
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=["permuted", "rotated", "split_classes", "joint"])
+def test_streams_tell_whether_their_samples_are_in_time(make):
+    options = [{}, {"temporal": True}, {"temporal": True, "step_ms": 1.0}]
+    streams = [make(data(shape=(4, 5, 5), **time)) for time in options]
+    assert [stream.temporal for stream in streams] == [False, True, True]
+    assert [stream.take(1).temporal for stream in streams] == [False, True, True]
+    assert len({stream.fingerprint() for stream in streams}) == 3
+
+
+def test_fingerprints_of_static_streams_are_those_of_version_0_1():
+    digits = load("digits")
+    made = {
+        "3c3c97d766f359fc": permuted(digits, experiences=3),
+        "2098ca3ebb473ced": rotated(digits),
+        "0ad886fac34e1eca": split_classes(digits),
+        "e101f8c3fb075b8f": joint(permuted(digits)),
+    }
+    assert [stream.fingerprint()[:16] for stream in made.values()] == list(made)
 
 
 SPECS = [

@@ -124,3 +124,54 @@ def test_the_input_is_left_alone():
 
 def test_the_description_of_a_rotation_is_its_angle():
     assert Rotate(40.0).describe() == Rotate(40.0).describe() != Rotate(40.5).describe()
+
+
+@quick
+@given(st.integers(1, 4), st.lists(st.integers(1, 4), min_size=1, max_size=3), st.integers(0, 99))
+def test_a_permutation_of_the_features_of_a_step_leaves_time(steps, shape, seed):
+    size = int(np.prod(shape))
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    x = image(3, steps, *shape, seed=seed)
+    y = Permute(order)(x)
+    assert y.shape == x.shape
+    for sample in range(3):
+        for step in range(steps):
+            before, after = x[sample, step].flatten(), y[sample, step].flatten()
+            assert after.tolist() == [before[i].item() for i in order]
+    assert torch.equal(Permute(order)(x[:0]), x[:0])
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 6, 6), (2, 3, 5, 5, 2)])
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_quarter_turns_of_temporal_images_equal_rot90(shape, turns):
+    x = image(*shape)
+    expected = torch.rot90(x, turns, dims=(2, 3))
+    assert torch.equal(Rotate(90.0 * turns, temporal=True)(x), expected)
+    assert Rotate(30.0, temporal=True)(x).shape == x.shape
+
+
+def test_steps_turn_as_images_on_their_own(monkeypatch):
+    x = image(3, 4, 7, 9, 2)
+    whole = Rotate(33.0, temporal=True)(x)
+    steps = [Rotate(33.0, temporal=True)(x[:, t : t + 1]) for t in range(4)]
+    assert torch.equal(whole, torch.cat(steps, 1))
+    monkeypatch.setattr(transforms, "CHUNK", 5)
+    assert torch.equal(Rotate(33.0, temporal=True)(x), whole)
+
+
+@pytest.mark.parametrize("degrees", [10.0, 45.0, 100.0])
+def test_single_events_are_not_rounded_away(degrees):
+    x = torch.zeros(40, 2, 21, 21, 2, dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    place = torch.randint(6, 15, (2, 40, 2), generator=generator)  # far from the border
+    rows, steps = torch.arange(40)[:, None], torch.arange(2)
+    x[rows, steps, place[0], place[1], 1] = 1
+    y = Rotate(degrees, temporal=True)(x)
+    assert set(y.unique().tolist()) == {0, 1}
+    assert 0.8 < int(y.sum()) / 80 < 1.2  # an element may be taken twice or by none
+    assert not y[..., 0].any()
+    assert int(Rotate(degrees)(x[:, 0]).sum()) != int(y[:, 0].sum())
+
+
+def test_the_description_tells_images_from_images_in_time():
+    assert Rotate(40.0, temporal=True).describe() != Rotate(40.0).describe() == "rotate:40.0"

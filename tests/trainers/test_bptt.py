@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from spikecl.encoding import Direct, InputStatistics, Rate
 from spikecl.networks import Mlp, SpikingMlp, initialise
+from spikecl.neurons import LIF, FastSigmoid, Reset
 from spikecl.seeds import Seeds
 from spikecl.streams.reveal import Reveal
 from spikecl.trainers import Bptt, Trainer
@@ -13,9 +14,14 @@ from spikecl.trainers import Bptt, Trainer
 B, IN, CLASSES = 6, 10, 3
 LABELS = torch.tensor([0, 1, 2, 2, 1, 0])
 SPECS = {
-    "spiking": SpikingMlp(hidden=(8, 7), v_th=0.4),
-    "biased": SpikingMlp(hidden=(8,), v_th=0.4, bias=True, readout="mean_current"),
-    "hard": SpikingMlp(hidden=(8,), v_th=0.4, reset="zero", surrogate="fast_sigmoid", slope=5.0),
+    "spiking": SpikingMlp(hidden=(8, 7), neuron=LIF(beta=0.5, v_th=0.4)),
+    "biased": SpikingMlp(
+        hidden=(8,), neuron=LIF(beta=0.5, v_th=0.4), bias=True, readout="mean_current"
+    ),
+    "hard": SpikingMlp(
+        hidden=(8,),
+        neuron=LIF(beta=0.5, v_th=0.4, reset=Reset.ZERO, surrogate=FastSigmoid(slope=5.0)),
+    ),
     "twin": Mlp(hidden=(8, 7), bias=True),
 }
 ENCODERS = {"direct": Direct(steps=5), "rate": Rate(steps=5), "one": Rate(steps=1)}

@@ -106,6 +106,15 @@ class DenseParameters(_Registers):
         return sign * ((_clip(sign * self.weights, -256 * mixed, 255) >> k) << k)
 
 
+def integrate(a: Integers, state: LIFState | None, parameters: LIFParameters) -> LIFState:
+    """Return current and membrane ``[..., n]`` before the spike; equations in :func:`lif_step`."""
+    u, v = state or (0, 0)
+    u = _decay(u, parameters.du + 1) + (a << 6)
+    u = u - (u > HALF_RANGE) * (2 * HALF_RANGE) + (u <= -HALF_RANGE) * (2 * HALF_RANGE)
+    v = _decay(v, parameters.dv) + u + (parameters.bias_mant << parameters.bias_exp)
+    return LIFState(u, _clip(v, -STATE_LIMIT, STATE_LIMIT))
+
+
 def lif_step(
     a: Integers, state: LIFState | None, parameters: LIFParameters
 ) -> tuple[Integers, LIFState]:
@@ -126,11 +135,7 @@ def lif_step(
     >>> spikes.tolist(), state.u.tolist(), state.v.tolist()
     ([0, 1], [192, 256], [192, 0])
     """
-    u, v = state or (0, 0)
-    u = _decay(u, parameters.du + 1) + (a << 6)
-    u = u - (u > HALF_RANGE) * (2 * HALF_RANGE) + (u <= -HALF_RANGE) * (2 * HALF_RANGE)
-    v = _decay(v, parameters.dv) + u + (parameters.bias_mant << parameters.bias_exp)
-    v = _clip(v, -STATE_LIMIT, STATE_LIMIT)
+    u, v = integrate(a, state, parameters)
     spikes = (v > (parameters.vth << 6)) * 1
     for part in (spikes, *(state or ())):
         _check_shape("LIF input", a, part)

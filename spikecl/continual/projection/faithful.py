@@ -30,6 +30,7 @@ class FaithfulHlop(Method):
     Args:
         rows_for: From the experience's number and the synapses' sizes to rows to add.
         entries: Number of entries of that schedule.
+        sizes: Length of the rows of each synapse.
         context: The run.
     """
 
@@ -37,16 +38,17 @@ class FaithfulHlop(Method):
         self,
         rows_for: Callable[[int, dict[str, int]], dict[str, int]],
         entries: int,
+        sizes: dict[str, int],
         context: Context,
     ):
         self._rows_for, self._seeds = rows_for, context.seeds
-        self.sizes = {n: s.weight.shape[1] for n, s in context.network.synapses.items()}
+        self.sizes = sizes
         for experience in range(entries):
             rows_for(experience, self.sizes)  # a list of the wrong length fails here
         self._old = dict.fromkeys(self.sizes, 0)
         self._experience = 0
         self.lateral = {
-            name: synapse.weight.detach().new_zeros(0, synapse.weight.shape[1])
+            name: synapse.weight.detach().new_zeros(0, sizes[name])
             for name, synapse in context.network.synapses.items()
         }
         self._momentum = dict(self.lateral)
@@ -84,7 +86,7 @@ class FaithfulHlop(Method):
     def gradients(self, gradients: Tensors) -> Tensors:
         if self._experience == 0:
             return gradients
-        return {n: g for n, g in gradients.items() if not n.endswith(".bias")}
+        return {n: g for n, g in gradients.items() if n.endswith(".weight")}
 
     def end(self, view: LearnerView) -> None:
         self._old = {name: len(weights) for name, weights in self.lateral.items()}

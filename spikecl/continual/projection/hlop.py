@@ -20,7 +20,7 @@ from spikecl.continual.method import (
 )
 from spikecl.continual.projection.faithful import FaithfulHlop
 from spikecl.continual.projection.lateral import LateralWeights
-from spikecl.errors import ConfigError
+from spikecl.errors import ConfigError, PairingError
 from spikecl.storage import State
 from spikecl.streams import Batch, LearnerView, Reveal
 
@@ -34,8 +34,9 @@ class Hlop(MethodSpec):
     """Learn lateral weights of each synapse's input; keep updates out of what old tasks used.
 
     With H the rows learned in earlier experiences, the gradient of a synapse is formed from
-    ``x - H^T H x``, so an update leaves the response to old activity as it was. Biases are frozen
-    after the first experience (a bias acts on every input).
+    ``x - H^T H x``, so an update leaves the response to old activity as it was. What is no weight
+    (biases, parameters of neurons and norms) is frozen after the first experience: it acts on
+    every input. Of a convolution the rows are its patches.
 
     Args:
         rows: Rows per experience; the last entry repeats. An entry is a number for all synapses or
@@ -63,7 +64,7 @@ class Hlop(MethodSpec):
         gradients or updates, or the optimiser leaves their row space, it projects the update.
         """
         if self.faithful:
-            return FaithfulHlop(self.rows_for, len(self.rows), context)
+            return FaithfulHlop(self.rows_for, len(self.rows), sizes_of(context), context)
         alone = not any(overrides(m, hook) for m in context.before for hook in _GRADIENT_HOOKS)
         if alone and context.optimiser.keeps_row_space:
             return _Hlop(self, context)
@@ -84,19 +85,36 @@ class Hlop(MethodSpec):
         }
 
 
+def sizes_of(context: Context) -> dict[str, int]:
+    """Return the length of the rows of each synapse; refuse weights that are not stored as such.
+
+    A projected gradient of an effective weight is not projected any more when it has gone through
+    a map to the stored one.
+    """
+    synapses = context.network.synapses
+    if mapped := [name for name, synapse in synapses.items() if synapse.maps]:
+        raise PairingError(
+            f"method 'hlop' protects weights as they are stored, but {mapped} pass through maps "
+            f"({', '.join(type(m).__name__ for m in synapses[mapped[0]].maps)}); use a network "
+            "without standardised, masked, signed or delayed weights"
+        )
+    return {name: synapse.fan_in for name, synapse in synapses.items()}
+
+
 _GRADIENT_HOOKS = ("factors", "gradients", "update")
 
 
 class _Hlop(Method):
     def __init__(self, spec: Hlop, context: Context):
         self._spec, self._seeds = spec, context.seeds
-        self.sizes = {n: s.weight.shape[1] for n, s in context.network.synapses.items()}
+        self.sizes = sizes_of(context)
         for experience in range(len(spec.rows)):
             spec.rows_for(experience, self.sizes)  # a list of the wrong length fails here
         self.lateral = {
-            name: LateralWeights(synapse.weight.shape[1], synapse.weight.detach())
+            name: LateralWeights(self.sizes[name], synapse.weight.detach())
             for name, synapse in context.network.synapses.items()
         }
+        self._protected = {f"{name}.weight" for name in self.sizes}
         self._experience, self._step = 0, 0
         self._report: dict[str, object] = {}
 
@@ -123,7 +141,7 @@ class _Hlop(Method):
     def gradients(self, gradients: Tensors) -> Tensors:
         if self._experience == 0:
             return gradients
-        return {n: g for n, g in gradients.items() if not n.endswith(".bias")}
+        return {n: g for n, g in gradients.items() if n in self._protected}
 
     def end(self, view: LearnerView) -> None:
         self._report = {}
@@ -169,7 +187,9 @@ class _HlopOnUpdates(_Hlop):
         changed: dict[str, Tensor] = dict(update)
         for name, lateral in self.lateral.items():
             if lateral.outside is not None:
-                changed[f"{name}.weight"] = lateral.outside.residual(update[f"{name}.weight"])
-            if self._experience and f"{name}.bias" in update:
-                changed[f"{name}.bias"] = torch.zeros_like(update[f"{name}.bias"])
+                rows = update[f"{name}.weight"]
+                changed[f"{name}.weight"] = lateral.outside.residual(rows.flatten(1)).view_as(rows)
+        if self._experience:
+            for name in changed.keys() - self._protected:
+                changed[name] = torch.zeros_like(update[name])
         return changed

@@ -15,6 +15,7 @@ from spikecl.encoding import Encoder
 from spikecl.errors import ConfigError, PairingError
 from spikecl.learner import Learner, TrainPlan
 from spikecl.networks import Factor, Mlp, SpikingMlp, initialise
+from spikecl.neurons import LIF
 from spikecl.optim import Adam, Sgd
 from spikecl.seeds import Seeds
 from spikecl.streams import CLASS_IL, DOMAIN_IL, TASK_FREE, Experience, Samples, Stream
@@ -130,7 +131,10 @@ def second_task(methods, optimiser, network, encoder=None):
 @pytest.mark.parametrize("vary", [False, True], ids=["static", "varying"])
 def test_old_outputs_stay(optimiser, vary):
     network = SpikingMlp(
-        hidden=(40, 30), bias=True, v_th=V_TH, readout="mean_current" if vary else "mean_rate"
+        hidden=(40, 30),
+        bias=True,
+        neuron=LIF(beta=0.5, v_th=V_TH),
+        readout="mean_current" if vary else "mean_rate",
     )
     leak, moved, change = second_task(
         (Hlop(rows=(1,)),), optimiser, network, encoder=Double(vary=vary)
@@ -143,7 +147,7 @@ def test_old_outputs_stay(optimiser, vary):
 
 def test_without_projection_old_outputs_move():
     """The control: what the test above would see if nothing projected."""
-    network = SpikingMlp(hidden=(40, 30), bias=True, v_th=V_TH)
+    network = SpikingMlp(hidden=(40, 30), bias=True, neuron=LIF(beta=0.5, v_th=V_TH))
     leak, moved, change = second_task((Finetune(),), Sgd(lr=0.3), network)
     assert leak > 1e-2 and moved > 1e-2
     assert min(float(c.abs().max()) for c in change.values()) > 0
@@ -156,7 +160,7 @@ def test_gradient_path_equals_update_path_for_sgd(monkeypatch, compact):
     rows = (0.4,) if compact else (0.15,)
     for keeps in (True, False):
         monkeypatch.setattr(Sgd, "keeps_row_space", property(lambda self, k=keeps: k))
-        network = SpikingMlp(hidden=(20, 14), bias=True, v_th=V_TH)
+        network = SpikingMlp(hidden=(20, 14), bias=True, neuron=LIF(beta=0.5, v_th=V_TH))
         learner = learner_of(
             stream_of(20, 20, 20), (Hlop(rows=rows),), network, optimiser=Sgd(lr=0.2, momentum=0.9)
         )
@@ -172,7 +176,7 @@ def test_gradient_path_equals_update_path_for_sgd(monkeypatch, compact):
 
 @pytest.mark.parametrize("optimiser", [Sgd(lr=0.2), Adam(lr=0.01)], ids=["sgd", "adam"])
 def test_biases_move_in_the_first_task_only(optimiser):
-    network = SpikingMlp(hidden=(8,), bias=True, v_th=V_TH)
+    network = SpikingMlp(hidden=(8,), bias=True, neuron=LIF(beta=0.5, v_th=V_TH))
     learner = learner_of(stream_of(12, 12), (Hlop(),), network, optimiser=optimiser)
     seen = []
     for tick in learner.ticks():
@@ -229,7 +233,7 @@ def test_adam_is_given_the_whole_gradient_and_its_update_is_projected():
 @pytest.mark.parametrize("phase", [Phase.EXTRA_GRADIENT, Phase.NOISE])
 @pytest.mark.parametrize("first", [True, False], ids=["named first", "named last"])
 def test_what_other_methods_add_is_projected_too(hook, phase, first):
-    network = SpikingMlp(hidden=(40, 30), v_th=V_TH)
+    network = SpikingMlp(hidden=(40, 30), neuron=LIF(beta=0.5, v_th=V_TH))
     methods = (pull(hook, phase), Hlop(rows=(1,)))
     leak, moved, change = second_task(
         methods if first else methods[::-1], Sgd(lr=0.3, momentum=0.5), network
@@ -357,7 +361,10 @@ class _Watch(Method):
     ids=["wide", "compact", "every third"],
 )
 def test_three_tasks_equal_a_plain_loop(rows, vary, every):
-    stream, network = stream_of(11, 13, 9), SpikingMlp(hidden=(16, 12), v_th=V_TH)
+    stream, network = (
+        stream_of(11, 13, 9),
+        SpikingMlp(hidden=(16, 12), neuron=LIF(beta=0.5, v_th=V_TH)),
+    )
     learner = learner_of(
         stream, (Hlop(rows=rows, every=every), Watch()), network, encoder=Double(vary=vary)
     )
@@ -398,7 +405,7 @@ def test_three_tasks_equal_a_plain_loop(rows, vary, every):
 @pytest.mark.parametrize("side", ["rows", "gradient", "coordinates"])
 @pytest.mark.parametrize("rows", [0.15, 0.4], ids=["wide", "compact"])
 def test_the_side_makes_no_difference(monkeypatch, side, rows):
-    network = SpikingMlp(hidden=(16, 12), v_th=V_TH)
+    network = SpikingMlp(hidden=(16, 12), neuron=LIF(beta=0.5, v_th=V_TH))
 
     def weights():
         learner = learner_of(stream_of(12, 12, 12), (Hlop(rows=(rows,)),), network)
@@ -504,7 +511,7 @@ def test_rows_start_from_the_seed_the_synapse_and_the_experience(faithful):
 
 @pytest.mark.parametrize("faithful", [False, True], ids=["hlop", "faithful"])
 def test_report_after_each_event(faithful):
-    network = SpikingMlp(hidden=(8,), v_th=V_TH)
+    network = SpikingMlp(hidden=(8,), neuron=LIF(beta=0.5, v_th=V_TH))
     learner = learner_of(stream_of(9, 9), (Hlop(rows=(3, (9, 2)), faithful=faithful),), network)
     said = [r for tick in learner.ticks() for r in tick.rows if r["phase"] == "report"]
     assert [r["metric"] for r in said] == ["hlop", "hlop"]
@@ -517,7 +524,7 @@ def test_report_after_each_event(faithful):
 
 
 def test_bytes_are_what_is_kept():
-    network = SpikingMlp(hidden=(8,), v_th=V_TH)
+    network = SpikingMlp(hidden=(8,), neuron=LIF(beta=0.5, v_th=V_TH))
     learner = learner_of(stream_of(9, 9), (Hlop(rows=(3,)),), network)
     sizes = {}
     for tick in learner.ticks():

@@ -14,6 +14,7 @@ from spikecl_hardware.loihi.semantics import (
     LIFState,
     SignMode,
     dense_step,
+    integrate,
     lif_step,
     overflowed,
 )
@@ -44,8 +45,8 @@ def reference_dense(spikes, row, exponent, graded):
     return math.floor(total * Fraction(2) ** exponent)
 
 
-def reference_lif(a, u, v, neuron):
-    """Advance one neuron, with exact fractions truncated toward zero."""
+def reference_integrate(a, u, v, neuron):
+    """Advance current and membrane up to the spike, with exact fractions truncated toward zero."""
     u = math.trunc(Fraction(u * (4095 - neuron["du"]), 4096)) + 64 * a
     if u > M:
         u -= 2 * M
@@ -53,7 +54,12 @@ def reference_lif(a, u, v, neuron):
         u += 2 * M
     bias = neuron["bias_mant"] * 2 ** neuron["bias_exp"]
     v = math.trunc(Fraction(v * (4096 - neuron["dv"]), 4096)) + u + bias
-    v = max(1 - M, min(M - 1, v))
+    return u, max(1 - M, min(M - 1, v))
+
+
+def reference_lif(a, u, v, neuron):
+    """Advance one neuron."""
+    u, v = reference_integrate(a, u, v, neuron)
     fires = v > 64 * neuron["vth"]
     return int(fires), u, 0 if fires else v
 
@@ -133,6 +139,35 @@ def test_scalar_registers_equal_the_loop_from_any_state(a, u, v, neuron):
         np.array([a]), LIFState(np.array([u]), np.array([v])), LIFParameters(**neuron)
     )
     assert (spikes.item(), state.u.item(), state.v.item()) == reference_lif(a, u, v, neuron)
+
+
+@given(
+    a=st.integers(-(2**18), 2**18),
+    u=st.integers(1 - M, M),
+    v=st.integers(1 - M, M - 1),
+    neuron=registers(LOW_OR_ANY),
+)
+def test_integration_stops_before_the_spike(a, u, v, neuron):
+    arrays, parameters = (np.array([a]), np.array([u]), np.array([v])), LIFParameters(**neuron)
+    before = integrate(arrays[0], LIFState(*arrays[1:]), parameters)
+    assert (before.u.item(), before.v.item()) == reference_integrate(a, u, v, neuron)
+    assert [part.item() for part in arrays] == [a, u, v]  # pure
+    spikes, after = lif_step(arrays[0], LIFState(*arrays[1:]), parameters)
+    assert spikes.item() == int(before.v.item() > 64 * neuron["vth"])
+    assert (after.u.item(), after.v.item()) == (
+        before.u.item(),
+        0 if spikes.item() else before.v.item(),
+    )
+
+
+@pytest.mark.parametrize("vth", [0, 5, 131071])
+def test_integration_from_rest_and_whatever_the_threshold(vth):
+    parameters = LIFParameters(vth=vth, du=100, dv=7, bias_mant=-3, bias_exp=4)
+    a, zeros = np.array([[-5, 0, 10]]), np.zeros((1, 3), int)
+    for state in (None, LIFState(zeros, zeros)):
+        before = integrate(a, state, parameters)
+        assert before.u.tolist() == [[-320, 0, 640]]
+        assert before.v.tolist() == [[-368, -48, 592]]
 
 
 @pytest.mark.parametrize(

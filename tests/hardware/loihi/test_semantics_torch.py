@@ -9,6 +9,7 @@ from spikecl_hardware.loihi.semantics import (
     LIFParameters,
     SignMode,
     dense_step,
+    integrate,
     lif_step,
     overflowed,
 )
@@ -56,11 +57,14 @@ def test_torch_equals_numpy_at_every_step(mode, bits):
         sums = state = sums_twin = state_twin = None
         for spikes in rng.integers(-largest, largest + 1, (12, 3, 7)):
             a, sums = dense_step(spikes, sums, dense)
+            before = integrate(a, state, lif)
             s, state = lif_step(a, state, lif)
             a_twin, sums_twin = dense_step(torch.from_numpy(spikes), sums_twin, dense_twin)
+            before_twin = integrate(a_twin, state_twin, lif_twin)
             s_twin, state_twin = lif_step(a_twin, state_twin, lif_twin)
-            ours = [a, s, *sums, *state, overflowed(state.u)]
-            twins = [a_twin, s_twin, *sums_twin, *state_twin, overflowed(state_twin.u)]
+            ours = [overflowed(state.u), a, s, *sums, *before, *state]
+            twins = [overflowed(state_twin.u), a_twin, s_twin, *sums_twin, *before_twin]
+            twins += [*state_twin]
             for array, tensor in zip(ours, twins, strict=True):
                 assert str(tensor.dtype) == f"torch.{array.dtype}"
                 assert tensor.tolist() == array.tolist()

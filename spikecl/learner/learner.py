@@ -7,65 +7,34 @@ state is in ``state_dict``, and a learner that takes it back goes on as if it ha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spikecl.components import PositiveInt, component
-from spikecl.continual.compose import Composition, check_slots, method_name
-from spikecl.continual.method import Context, MethodSpec, check_reveal
-from spikecl.encoding import Encoder, InputStatistics, cross_entropy
-from spikecl.errors import NonFiniteLossError, PairingError
+from spikecl.continual.compose import Composition
+from spikecl.continual.method import Context, MethodSpec
+from spikecl.encoding import CrossEntropy, Encoder, InputStatistics, Loss
+from spikecl.errors import NonFiniteLossError
+from spikecl.learner.gradients import form_gradients
+from spikecl.learner.heads import Heads
+from spikecl.learner.pairing import check_loss, check_membrane, check_pairings, check_time
+from spikecl.learner.plan import Position, Tick, TrainPlan
 from spikecl.metrics import AccuracyMatrix
 from spikecl.networks import Network, initialise
+from spikecl.networks.build import Head
+from spikecl.neurons import State as NeuronState
+from spikecl.neurons.neuron import carry, leaves, rebuild
 from spikecl.optim import OptimiserSpec
 from spikecl.seeds import Seeds
 from spikecl.storage import State, nbytes, to_device
 from spikecl.streams import Adapt, Batch, Evaluate, Experience, Loaded, Reveal, Stream, Unlearn
-from spikecl.trainers import Factors, Trainer
+from spikecl.trainers import Factors, PerStep, Trainer
 
 WINDOW = 50  # steps between two looks at the loss: a look waits for the device
 TEST_CACHE_BYTES = 2**30
-
-
-@component
-class TrainPlan:
-    """How each experience is trained and what is tested.
-
-    Args:
-        epochs: Passes over each experience.
-        batch: Samples per step.
-        eval_batch: Samples per forward pass in tests.
-        evaluate: After each event, test on the sets taught so far and the next one (all that the
-            metrics need), or on all.
-    """
-
-    epochs: PositiveInt = 1
-    batch: PositiveInt = 64
-    eval_batch: PositiveInt = 256
-    evaluate: Literal["seen_and_next", "all"] = "seen_and_next"
-
-
-@dataclass(slots=True)
-class Position:
-    """Where a learner stands; event -1 is the test of the untrained network."""
-
-    event: int = -1
-    epoch: int = 0
-    step: int = 0
-    stage: Literal["train", "test"] = "test"
-    samples: int = 0
-
-
-class Tick(NamedTuple):
-    """Something happened: rows for the record, and how far the learner is."""
-
-    kind: Literal["step", "window", "epoch", "test", "event"]
-    position: Position
-    rows: list[dict[str, Any]]
 
 
 class Learner:
@@ -81,9 +50,12 @@ class Learner:
         plan: Epochs and batches.
         seeds: Root of all randomness.
         device: Where to compute.
+        loss: Loss of the network's output.
+        head: Whose outputs compete.
 
     Raises:
-        PairingError: A trainer or method needs what the stream hides; nothing was started.
+        PairingError: A part needs what the stream hides or another part does not give; nothing was
+            started.
     """
 
     def __init__(
@@ -98,8 +70,15 @@ class Learner:
         plan: TrainPlan,
         seeds: Seeds,
         device: torch.device,
+        loss: Loss | None = None,
+        head: Head = "single",
     ):
+        self.loss = CrossEntropy() if loss is None else loss
         check_pairings(stream, trainer, methods)
+        check_time(stream, encoder)
+        check_loss(network, self.loss)
+        check_membrane(stream, plan)
+        self.heads = Heads(head, stream, device)
         self.stream, self.network, self.encoder, self.trainer = stream, network, encoder, trainer
         self.plan, self.seeds, self.device = plan, seeds, device
         initialise(network, seeds)
@@ -118,7 +97,8 @@ class Learner:
         self._hooks = {name: hooks(name) for name in _STEP_HOOKS}
         self._predict = hooks("predict")
         self._seen = 0
-        self._masks: Tensor | None = None
+        self._state: Mapping[str, NeuronState] | None = None  # where the last batch ended
+        self._saved_state: list[Tensor] = []
         self._tests: dict[str, Loaded] = {}
         self._steps_per_epoch = 1
         self.method_bytes = 0
@@ -158,11 +138,12 @@ class Learner:
         view = self.stream.view(event)
         first, last = self._shown_ends(event)
         boundary = Reveal.BOUNDARY in self.stream.reveal
-        self._masks = self._task_masks(event)
+        self.heads.begin(event)
         if first and self.at.epoch == self.at.step == 0:
             for begin in self.methods.hooks("begin"):
                 begin(view)
             self.optimiser = self._optimiser_spec.start(self.network.weights())
+            self._state = None
         samples = view.samples
         for choose in self.methods.hooks("training_set") if first else ():
             samples = choose(samples, view)
@@ -213,29 +194,49 @@ class Learner:
             for effective in hooks["weights"]:
                 weights = effective(weights)
 
-        def output_loss(logits: Tensor) -> Tensor:
-            logits = self._masked(logits, batch)
+        def output_loss(outputs: Tensor) -> Tensor:
+            logits = self.heads.train(outputs, batch)
             for change in hooks["logits"]:
                 logits = change(logits)
             assert batch.y is not None
-            loss = cross_entropy(logits, batch.y)
+            loss = self.loss(logits, batch.y)
             for term in hooks["output_loss"]:
                 loss = term(loss, logits, batch)
             return loss
 
-        factors = self.trainer.factors(self.network, x, output_loss, weights)
+        factors = self.trainer.factors(
+            self.network,
+            x,
+            PerStep(output_loss) if self.loss.per_step else output_loss,
+            weights,
+            state=self._start(x),
+            generator=self._generator("network", epoch, step) if self.network.draws else None,
+        )
         with torch.no_grad():
-            self._apply(factors, batch)
+            self._state = carry(factors.state, self.plan.membrane)
+            self._apply(factors, batch, weights)
             self._losses[step % WINDOW].copy_(factors.loss)
-            self._correct += _hits(self._masked(factors.logits, batch), batch.y)
+            self._correct += _hits(self.heads.train(factors.logits, batch), batch.y)
             self._seen += batch.x.shape[0]
 
-    def _apply(self, factors: Factors, batch: Batch) -> None:
+    def _start(self, x: Tensor) -> Mapping[str, NeuronState] | None:
+        """Return the state to start a batch from; after a resume, put together again."""
+        if self._saved_state:
+            generator = torch.Generator()
+            with torch.no_grad():
+                template = self.network(x, generator=generator).state
+            self._state = rebuild(template, iter(self._saved_state))
+            self._saved_state = []
+        return self._state
+
+    def _apply(self, factors: Factors, batch: Batch, weights: Mapping[str, Tensor] | None) -> None:
         """From factors to the step: gradients, optimiser, update, each with its hooks."""
         hooks, synapses = self._hooks, factors.synapses
         for change in hooks["factors"]:
             synapses = change(synapses, batch)
-        gradients: Mapping[str, Tensor] = form_gradients(self.network, synapses, factors.direct)
+        gradients: Mapping[str, Tensor] = form_gradients(
+            self.network, synapses, factors.direct, weights
+        )
         for change in hooks["gradients"]:
             gradients = change(gradients)
         if not hooks["update"]:
@@ -249,6 +250,7 @@ class Learner:
                 update = change(update)
             for name, parameter in parameters.items():
                 parameter.copy_(old[name] + update[name])
+        self.network.set_statistics(factors.statistics)
         for after in hooks["after_step"]:
             after()
 
@@ -303,13 +305,17 @@ class Learner:
     def _accuracies(self, name: str) -> tuple[float, float]:
         """Return accuracy among the task's classes, and among all."""
         test, loaded = self.stream.eval_sets[name], self._loaded_test(name)
-        mask = self._class_mask(test.classes)
+        mask = self.heads.class_mask(test.classes)
         task, place = self.stream.task_of(name), list(self.stream.eval_sets).index(name)
         hits = torch.zeros(2, dtype=torch.int64, device=self.device)
         for step, start in enumerate(range(0, len(loaded), self.plan.eval_batch)):
             batch = loaded.take(slice(start, start + self.plan.eval_batch))
             x = self._encode(batch.x, "encode-test", self.at.event + 1, place, step)
-            logits = self._logits(x, task)
+            generator = None
+            if self.network.is_random:
+                generator = self._generator("network-test", place, step, event=self.at.event + 1)
+            outputs = self._logits(x, task, generator)
+            logits = self.heads.test(outputs, task)
             hits[1] += _hits(logits, batch.y)
             if mask is not None:
                 hits[0] += _hits(logits + mask, batch.y)
@@ -326,11 +332,13 @@ class Learner:
         return loaded
 
     @torch.no_grad()
-    def _logits(self, x: Tensor, task: int | None) -> Tensor:
+    def _logits(
+        self, x: Tensor, task: int | None, generator: torch.Generator | None = None
+    ) -> Tensor:
         for predict in self._predict:
             logits: Tensor = predict(x, task)
             return logits
-        return self.network(x).logits  # type: ignore[no-any-return]
+        return self.network(x, generator=generator).logits  # type: ignore[no-any-return]
 
     def _adapt(self, event: Adapt) -> dict[str, Any]:
         """Score each batch with the logits given when it came (prequential)."""
@@ -363,6 +371,9 @@ class Learner:
         return {
             "position": asdict(self.at),
             "network": {name: p.detach() for name, p in self.network.weights().items()},
+            "statistics": dict(self.network.statistics()),
+            "membranes": dict(enumerate_tensors(leaves(self._state))),
+            "seen_classes": self.heads.seen,
             "optimiser": self.optimiser.state_dict(),
             "methods": self.methods.state_dict(),
             "rows": {"aware": self._rows[0], "agnostic": self._rows[1]},
@@ -380,6 +391,9 @@ class Learner:
         self.at = Position(**state["position"])
         for name, parameter in self.network.weights().items():
             parameter.copy_(state["network"][name])
+        self.network.set_statistics(state.get("statistics", {}))
+        self._saved_state = list(state.get("membranes", {}).values())
+        self.heads.seen.copy_(state["seen_classes"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.methods.load_state_dict(state.get("methods", {}))
         self._rows = [state["rows"]["aware"], state["rows"]["agnostic"]]
@@ -414,8 +428,14 @@ class Learner:
     def _encode(self, x: Tensor, name: str, event: int, epoch: int, step: int) -> Tensor:
         generator = None
         if self.encoder.random:
-            generator = self.seeds.generator(name, event=event, epoch=epoch, step=step)
+            generator = self._generator(name, epoch, step, event=event)
         return self.encoder.encode(x, self.statistics, generator)
+
+    def _generator(
+        self, name: str, epoch: int, step: int, *, event: int | None = None
+    ) -> torch.Generator:
+        event = self.at.event if event is None else event
+        return self.seeds.generator(name, event=event, epoch=epoch, step=step)
 
     def _first_statistics(self) -> InputStatistics:
         for event in self.stream:
@@ -423,32 +443,6 @@ class Learner:
                 x = event.train.load().take(slice(None, 10_000)).x.double()
                 return InputStatistics(float(x.mean()), float(x.std()) or 1.0)
         return InputStatistics()
-
-    def _task_masks(self, event: Experience) -> Tensor | None:
-        """Return, by label, the mask of the task that last had it; ``None`` without task ids.
-
-        A sample of an earlier task (from a memory, say) competes with the classes of its own task.
-        """
-        reveal = self.stream.reveal
-        if not (Reveal.TASK_ID_TRAIN in reveal and Reveal.CLASSES in reveal):
-            return None
-        masks = torch.zeros(self.stream.classes, self.stream.classes, device=self.device)
-        for earlier in (self.stream[i] for i in range(event.index + 1)):
-            if isinstance(earlier, Experience):
-                mask = self._class_mask(earlier.classes)
-                masks[list(earlier.classes)] = 0.0 if mask is None else mask
-        return masks if bool(masks.any()) else None
-
-    def _masked(self, logits: Tensor, batch: Batch) -> Tensor:
-        return logits if self._masks is None else logits + self._masks[batch.y]
-
-    def _class_mask(self, classes: tuple[int, ...] | None) -> Tensor | None:
-        """Return 0 for allowed classes and -inf for the others; ``None`` when all are allowed."""
-        if classes is None or len(classes) == self.stream.classes:
-            return None
-        mask = torch.full((self.stream.classes,), -torch.inf)
-        mask[list(classes)] = 0.0
-        return mask.to(self.device)
 
     def _record(
         self, phase: str, metric: str, value: object, eval_set: str | None = None
@@ -477,32 +471,10 @@ _STEP_HOOKS = (
 )
 
 
-def form_gradients(
-    network: Network, factors: Mapping[str, Any], direct: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Form each synapse's gradients from its factor, once."""
-    gradients = dict(direct)
-    for name, synapse in network.synapses.items():
-        gradients[f"{name}.weight"] = factors[name].gradient()
-        if synapse.bias is not None:
-            gradients[f"{name}.bias"] = factors[name].bias_gradient()
-    return gradients
-
-
-def check_pairings(stream: Stream, trainer: Trainer, methods: Sequence[MethodSpec]) -> None:
-    """Refuse, before anything starts, what cannot work together; both sides are named."""
-    name = type(trainer).__name__.lower()
-    check_reveal("trainer", name, trainer.needs, stream.name, stream.reveal)
-    for spec in methods:
-        check_reveal("method", method_name(spec), spec.needs, stream.name, stream.reveal)
-    check_slots(methods)
-    if any(isinstance(event, Unlearn) for event in stream):
-        deaf = [method_name(spec) for spec in methods if "unlearn" not in spec.offers]
-        if deaf or not methods:
-            raise PairingError(
-                f"stream '{stream.name}' has unlearning requests, which {deaf or 'no method'} "
-                "cannot serve; use methods that offer 'unlearn'"
-            )
+def enumerate_tensors(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Name tensors so that their order survives a file."""
+    for i, tensor in enumerate(tensors):
+        yield f"{i:04d}", tensor
 
 
 def _hits(logits: Tensor, labels: Tensor | None) -> Tensor:

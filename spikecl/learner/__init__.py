@@ -1,0 +1,19 @@
+"""The host loop: a stream, a network, a trainer and methods make a generator of ticks."""
+
+from spikecl.learner.gradients import form_gradients
+from spikecl.learner.heads import Heads
+from spikecl.learner.learner import WINDOW, Learner, model_nbytes
+from spikecl.learner.pairing import check_pairings
+from spikecl.learner.plan import Position, Tick, TrainPlan
+
+__all__ = [
+    "WINDOW",
+    "Heads",
+    "Learner",
+    "Position",
+    "Tick",
+    "TrainPlan",
+    "check_pairings",
+    "form_gradients",
+    "model_nbytes",
+]

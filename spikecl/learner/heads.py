@@ -1,0 +1,99 @@
+"""Whose outputs compete: masks of classes by task, growing and multiple heads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spikecl.errors import PairingError
+from spikecl.networks.build import Head
+from spikecl.streams import Batch, Experience, Reveal, Stream
+
+
+class Heads:
+    """Turns outputs of the network into logits of the classes that compete.
+
+    ``single`` has one output per class. Where tasks and their classes are revealed in training, a
+    sample competes among the classes of the task that last had its label. ``growing`` has outputs
+    only for classes that training has shown. ``multi`` has outputs for every task of its own, so
+    it needs the task's identity in training and in tests; without one, in the task-agnostic
+    accuracy, each class takes the best of its outputs.
+
+    Args:
+        kind: Which of the three.
+        stream: The stream.
+        device: Where to compute.
+    """
+
+    def __init__(self, kind: Head, stream: Stream, device: torch.device):
+        self.kind, self.stream, self.device = kind, stream, device
+        self.seen = torch.zeros(stream.classes, dtype=torch.bool, device=device)
+        experiences = [event for event in stream if isinstance(event, Experience)]
+        self.tasks = sorted({event.task for event in experiences})
+        needed = Reveal.TASK_ID_TRAIN | Reveal.TASK_ID_EVAL
+        if kind == "multi" and (missing := needed & ~stream.reveal):
+            raise PairingError(
+                f"head 'multi' needs {', '.join(missing.names())}, which stream '{stream.name}' "
+                "hides; use head 'single' or 'growing', or a stream that reveals it"
+            )
+        self._masks: Tensor | None = None
+        self._task: int | None = None
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs the network needs."""
+        return self.stream.classes * (len(self.tasks) if self.kind == "multi" else 1)
+
+    def begin(self, event: Experience) -> None:
+        """An experience begins (or goes on after a stop)."""
+        self._task = self.tasks.index(event.task) if self.kind == "multi" else None
+        self._masks = self._task_masks(event)
+
+    def train(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return logits [..., B, classes] of a training batch's outputs."""
+        logits = self._select(outputs, self._task)
+        if self._masks is not None:
+            logits = logits + self._masks[batch.y]
+        if self.kind == "growing" and batch.y is not None:
+            self.seen[batch.y] = True
+            logits = logits.masked_fill(~self.seen, -torch.inf)
+        return logits
+
+    def test(self, outputs: Tensor, task: int | None) -> Tensor:
+        """Return logits [B, classes] of a test batch's outputs."""
+        known = self.kind == "multi" and task is not None and task in self.tasks
+        logits = self._select(
+            outputs, self.tasks.index(task) if known and task is not None else None
+        )
+        if self.kind == "growing" and bool(self.seen.any()):
+            logits = logits.masked_fill(~self.seen, -torch.inf)
+        return logits
+
+    def class_mask(self, classes: tuple[int, ...] | None) -> Tensor | None:
+        """Return 0 for allowed classes and -inf for the others; ``None`` when all are allowed."""
+        if classes is None or len(classes) == self.stream.classes:
+            return None
+        mask = torch.full((self.stream.classes,), -torch.inf)
+        mask[list(classes)] = 0.0
+        return mask.to(self.device)
+
+    def _select(self, outputs: Tensor, task: int | None) -> Tensor:
+        if self.kind != "multi":
+            return outputs
+        heads = outputs.view(*outputs.shape[:-1], len(self.tasks), self.stream.classes)
+        return heads.amax(-2) if task is None else heads[..., task, :]
+
+    def _task_masks(self, event: Experience) -> Tensor | None:
+        """Return, by label, the mask of the task that last had it; ``None`` without task ids.
+
+        A sample of an earlier task (from a memory, say) competes with the classes of its own task.
+        """
+        reveal, classes = self.stream.reveal, self.stream.classes
+        if not (Reveal.TASK_ID_TRAIN in reveal and Reveal.CLASSES in reveal):
+            return None
+        masks = torch.zeros(classes, classes, device=self.device)
+        for earlier in (self.stream[i] for i in range(event.index + 1)):
+            if isinstance(earlier, Experience):
+                mask = self.class_mask(earlier.classes)
+                masks[list(earlier.classes)] = 0.0 if mask is None else mask
+        return masks if bool(masks.any()) else None

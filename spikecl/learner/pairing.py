@@ -1,0 +1,68 @@
+"""Refuse, before anything starts, what cannot work together; both sides are named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from spikecl.continual.compose import check_slots, method_name
+from spikecl.continual.method import MethodSpec, check_reveal
+from spikecl.encoding import Encoder, Loss
+from spikecl.errors import ConfigError, PairingError
+from spikecl.learner.plan import TrainPlan
+from spikecl.networks import Network
+from spikecl.registry import ENCODINGS, LOSSES
+from spikecl.streams import Experience, Stream, Unlearn
+from spikecl.trainers import Trainer
+
+
+def check_pairings(stream: Stream, trainer: Trainer, methods: Sequence[MethodSpec]) -> None:
+    """Check what trainer and methods need against what the stream reveals and asks."""
+    name = type(trainer).__name__.lower()
+    check_reveal("trainer", name, trainer.needs, stream.name, stream.reveal)
+    for spec in methods:
+        check_reveal("method", method_name(spec), spec.needs, stream.name, stream.reveal)
+    check_slots(methods)
+    if any(isinstance(event, Unlearn) for event in stream):
+        deaf = [method_name(spec) for spec in methods if "unlearn" not in spec.offers]
+        if deaf or not methods:
+            raise PairingError(
+                f"stream '{stream.name}' has unlearning requests, which {deaf or 'no method'} "
+                "cannot serve; use methods that offer 'unlearn'"
+            )
+
+
+def check_time(stream: Stream, encoder: Encoder) -> None:
+    """Refuse an encoder that would take time for features, or features for time."""
+    if encoder.temporal == stream.temporal:
+        return
+    name = ENCODINGS.name_of(type(encoder)) or type(encoder).__name__
+    kinds = {n: ENCODINGS.get(n).temporal for n in ENCODINGS.names()}
+    fitting = ", ".join(n for n, temporal in kinds.items() if temporal == stream.temporal)
+    has = "samples with time of their own" if stream.temporal else "samples without time"
+    raise PairingError(
+        f"encoding '{name}' does not fit stream '{stream.name}', which has {has} "
+        f"{list(stream.input_shape)}; use one of: {fitting}"
+    )
+
+
+def check_loss(network: Network, loss: Loss) -> None:
+    """Refuse a loss over time where the time is gone before the readout."""
+    if loss.per_step and network.mean_first:
+        name = LOSSES.name_of(type(loss)) or type(loss).__name__
+        raise PairingError(
+            f"loss '{name}' looks at every step, but the network averages the spikes before its "
+            "readout (readout='mean_rate'); use readout='mean_current'"
+        )
+
+
+def check_membrane(stream: Stream, plan: TrainPlan) -> None:
+    """Refuse to carry the state of one batch into another of a different size."""
+    if plan.membrane == "reset":
+        return
+    for event in stream:
+        if isinstance(event, Experience) and len(event.train) % plan.batch:
+            raise ConfigError(
+                f"train.membrane='{plan.membrane}' carries the state from batch to batch, but "
+                f"{len(event.train)} samples of experience {event.index} make no batches of "
+                f"{plan.batch}; use a batch size that divides them"
+            )

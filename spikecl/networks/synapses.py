@@ -1,0 +1,155 @@
+"""Synapses: they turn activity into current, all steps in one product."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spikecl.networks.conv_factor import ConvFactor, Geometry
+from spikecl.networks.factor import Factor
+from spikecl.networks.weight_maps import SplitSigns, WeightMap, check_maps
+
+Parameters = Mapping[str, Tensor]
+
+
+class Synapse(nn.Module):
+    """A linear map from rows of activity to rows of current, through its effective weight.
+
+    Weights are zero until :func:`spikecl.networks.initialise` draws them: a constructor draws
+    nothing.
+
+    Args:
+        shape: Shape of the stored weight, output neurons first.
+        bias: Add a bias to each output.
+        maps: From the stored weight to the effective one, in order.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(self, shape: tuple[int, ...], *, bias: bool, maps: tuple[WeightMap, ...]):
+        super().__init__()
+        check_maps(maps)
+        self.weight = nn.Parameter(torch.zeros(shape))
+        self.maps = maps
+        for each in maps:
+            for name, value in each.parameters(self.weight.detach()).items():
+                self.register_parameter(name, nn.Parameter(value))
+        outputs = len(self.effective(dict(self.named_parameters()))) if bias else 0
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+
+    def effective(self, own: Parameters) -> Tensor:
+        """Return the effective weight of stored parameters."""
+        weight = own["weight"]
+        for each in self.maps:
+            weight = each(weight, own)
+        return weight
+
+    @property
+    def fan_in(self) -> int:
+        """Size of a row of the effective weight."""
+        with torch.no_grad():
+            weight = self.effective(dict(self.named_parameters())) if self.maps else self.weight
+        return math.prod(weight.shape[1:])
+
+    def pull_back(self, own: Parameters, gradient: Tensor, bias: Tensor | None) -> Parameters:
+        """Return the gradients of stored parameters from those of what the rows met.
+
+        Args:
+            own: Stored parameters.
+            gradient: Gradient of the effective weight, flat rows [n_out, fan_in].
+            bias: Gradient of the bias.
+        """
+        found = {} if bias is None else {"bias": bias}
+        if not self.maps:
+            return {"weight": gradient.view(own["weight"].shape), **found}
+        names = [name for name in own if name != "bias"]
+        with torch.enable_grad():
+            leaves = {name: own[name].detach().requires_grad_() for name in names}
+            weight = self.effective(leaves)
+            back = torch.autograd.grad(
+                weight, list(leaves.values()), gradient.view(weight.shape), allow_unused=True
+            )
+        pairs = zip(names, back, strict=True)
+        return {**{n: torch.zeros_like(own[n]) if g is None else g for n, g in pairs}, **found}
+
+    @abstractmethod
+    def rows(self, x: Tensor) -> Tensor:
+        """Return activity [R, *features] in the form the product takes."""
+
+    @abstractmethod
+    def product(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the current of rows [R, ...]."""
+
+    @abstractmethod
+    def factor(self, rows: Tensor, delta: Tensor) -> Factor | ConvFactor:
+        """Return the factor of what was transmitted and of the errors of the current."""
+
+
+class Linear(Synapse):
+    """Dense synapse: current ``W x (+ b)``, ``W`` [n_out, n_in]; features are flattened."""
+
+    def __init__(
+        self, n_in: int, n_out: int, *, bias: bool = False, maps: tuple[WeightMap, ...] = ()
+    ):
+        super().__init__((n_out, n_in), bias=bias, maps=maps)
+        self._pair = any(isinstance(each, SplitSigns) for each in maps)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Return [R, n_in]."""
+        return x if x.dim() == 2 else x.flatten(1)
+
+    def product(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return [R, n_out], or [R, 2, n_out] of split signs."""
+        current = functional.linear(rows, weight, bias)
+        return current.view(len(rows), 2, -1) if self._pair else current
+
+    def factor(self, rows: Tensor, delta: Tensor) -> Factor:
+        """Return the factor; its rows are those that were transmitted."""
+        return Factor(rows, delta.flatten(1), rows)
+
+
+class Conv2d(Synapse):
+    """Convolution of channel-first maps [C, H, W]; ``W`` [C_out, C_in, k, k].
+
+    Args:
+        n_in: Channels in.
+        n_out: Channels out.
+        kernel: Side of the kernel.
+        stride: Stride.
+        padding: Zeros around the map.
+        bias: Add a bias to each channel.
+        maps: From the stored weight to the effective one.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        *,
+        kernel: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = False,
+        maps: tuple[WeightMap, ...] = (),
+    ):
+        super().__init__((n_out, n_in, kernel, kernel), bias=bias, maps=maps)
+        self.geometry = Geometry(kernel, stride, padding)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Return [R, C, H, W] as it is."""
+        return x
+
+    def product(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return [R, C_out, H', W']."""
+        _, stride, padding = self.geometry
+        return functional.conv2d(rows, weight, bias, stride=stride, padding=padding)
+
+    def factor(self, rows: Tensor, delta: Tensor) -> ConvFactor:
+        """Return the factor; patches are taken out when somebody asks for rows."""
+        return ConvFactor(rows, delta, self.geometry)
