@@ -121,7 +121,7 @@ def escape_shapes(app, what, name, obj, options, lines):
     """Keep the star of a shape such as [T, B, *features] from starting emphasis."""
     for i, line in enumerate(lines):
         parts = line.split("``")
-        parts[::2] = [re.sub(r"(?<=[ \[])\*(?=\w+[\],])", r"\\*", part) for part in parts[::2]]
+        parts[::2] = [re.sub(r"(?<=[ \[])\*(?=\w+[\],)])", r"\\*", part) for part in parts[::2]]
         lines[i] = "``".join(parts)
 
 

@@ -8,33 +8,42 @@ the ``Args`` of their docstrings. A field without a meaning stops the build.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import json
 import re
 import textwrap
+from math import inf
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter
 
 import spikecl
-from spikecl.components import fields_of
+from spikecl.components import fields_of, to_table
 from spikecl.data import Frames
 from spikecl.data.catalogue import CATALOGUE
 from spikecl.experiments.config import CHOICES, FIXED, config_schema
+from spikecl.neurons import LIF, MODELS, SURROGATES, Escape, SpikingNeuron
+from spikecl.neurons.neuron import Resetting
+from spikecl.neurons.values import Range, ranges
 from spikecl.registry import METHODS, TRAINERS
 from spikecl.streams import CLASS_IL, DOMAIN_IL, TASK_FREE, TASK_IL, Reveal
 
 SECTIONS = ("run", "data", "stream", "encoding", "network", "trainer")
 SECTIONS += ("loss", "optimiser", "train", "method", "checkpoint")
 TABLES = {"data": {"frames": Frames}}  # keys that are tables of their own
+NAMED = {"model": ("neuron-models", MODELS), "shape": ("surrogates", SURROGATES)}
 
 
 def main(folder: Path) -> None:
     """Write the generated parts of the pages, and ``spikecl.schema.json``, into a folder."""
     assert set(SECTIONS) == {*FIXED, *CHOICES}
-    write(folder / "configuration.md", "\n".join(section(name) for name in SECTIONS))
+    parts = [section(name) + (neurons() if name == "network" else "") for name in SECTIONS]
+    write(folder / "configuration.md", "\n".join(parts))
+    write(folder / "models.md", models())
     write(folder / "names.md", names())
     write(folder / "reveal.md", reveal())
     write(folder / "needs.md", needs())
@@ -70,21 +79,97 @@ def section(name: str) -> str:
     return "\n".join(parts)
 
 
-def table(cls: type[Any]) -> str:
-    """Return the parameters of a class as a Markdown table."""
-    if not fields_of(cls):
-        return "*No parameters.*"
+def neurons() -> str:
+    """Return the reference of the neurons and surrogates that a network's keys may name."""
+    text = "\n## Neuron models\n\nWhat `neuron` and `output` of a network may be: a name, or a table "
+    text += 'such as `{model = "alif", beta = 0.95}`. A number of a neuron may also be a list with '
+    text += "one entry for each neuron. Equations, and which to take, are in [Neurons](neurons.md).\n"
+    parts = [text]
+    for title, cls in (("Of all that spike", SpikingNeuron), ("Of all with a reset", Resetting)):
+        parts.append(f"### {title}\n\n{table(cls, own(cls))}\n")
+    for name, cls in MODELS.items():
+        beside = [b for b in cls.__mro__[1:] if b in (*MODELS.values(), SpikingNeuron, Resetting)]
+        more = f" Beside these, what `{beside[0].__name__}` takes." if beside else ""
+        parts.append(f"### `{name}`\n\n{first(cls)}{more}\n\n{table(cls, own(cls))}\n")
+    parts.append(f"### `escape`\n\n{first(Escape)}\n\n{table(Escape)}\n")
+    parts.append("## Surrogates\n\nWhat `surrogate` of a neuron may be: a name, or a table such as ")
+    parts[-1] += '`{shape = "arctan", slope = 2.0}`.\n'
+    for name, cls in SURROGATES.items():
+        parts.append(f"### `{name}`\n\n{first(cls)}\n\n{table(cls)}\n")
+    return "\n".join(parts)
+
+
+def own(cls: type[Any]) -> tuple[str, ...]:
+    """Return the fields that a class adds to those of its bases, or gives another default."""
+    return tuple(name for name in fields_of(cls) if name in cls.__annotations__)
+
+
+def models() -> str:
+    """Return a table of the neuron models: state, and parameters with their defaults."""
+    rows = ["| name | class | state | constants |", "|---|---|---|---|"]
+    for name, cls in MODELS.items():
+        rest = cls().rest(torch.zeros(1, 2, 1))
+        state = [f"`{key}`" for key, part in zip(rest._fields, rest) if part is not None]
+        values = to_table(cls())
+        shown = ranges(cls) if issubclass(cls, LIF) else own(cls)
+        constants = [f"`{key} = {toml(values[key])}`" for key in shown]
+        cells = (f"`{name}`", f"`{cls.__name__}`", ", ".join(state), ", ".join(constants))
+        rows.append("| " + " | ".join(text or "none" for text in cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def toml(value: Any) -> str:
+    """Return a value as TOML; of a named component only what differs from its defaults."""
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    key = next(key for key in NAMED if key in value)
+    defaults = to_table(NAMED[key][1][value[key]]())
+    changed = {k: v for k, v in value.items() if k != key and v != defaults[k]}
+    pairs = {key: value[key], **changed}
+    inside = ", ".join(f"{k} = {toml(v)}" for k, v in pairs.items())
+    return f"{{{inside}}}" if changed else json.dumps(value[key])
+
+
+def table(cls: type[Any], fields: tuple[str, ...] | None = None) -> str:
+    """Return the parameters of a class, or some of them, as a Markdown table."""
+    fields = fields_of(cls) if fields is None else fields
+    if not fields:
+        return "*No parameters.*" if not fields_of(cls) else "*No parameters of its own.*"
     schema = TypeAdapter(cls).json_schema()
-    meanings = arguments(cls)
+    meanings, numbers = arguments(cls), ranges(cls)
     rows = ["| key | type and range | default | meaning |", "|---|---|---|---|"]
-    for field in fields_of(cls):
+    for field in fields:
         if field not in meanings:
             raise ValueError(f"{cls.__name__}.{field}: its docstring has no Args entry for it")
-        entry = schema["properties"][field]
-        default = json.dumps(entry["default"]) if "default" in entry else "required"
+        entry = resolved(schema["properties"][field], schema)
+        kind = number(numbers[field]) if field in numbers else describe(entry)
+        default = toml(default_of(cls, field, entry)) if "default" in entry else "required"
         default = "not set" if default == "null" else f"`{default}`"
-        rows.append(f"| `{field}` | {describe(entry)} | {default} | {cell(meanings[field])} |")
+        rows.append(f"| `{field}` | {kind} | {default} | {cell(meanings[field])} |")
     return "\n".join(rows)
+
+
+def resolved(entry: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry with the words it refers to in place of the reference."""
+    definition = schema.get("$defs", {}).get(entry.get("$ref", "").split("/")[-1], {})
+    return {**entry, **definition} if "enum" in definition else entry
+
+
+def default_of(cls: type[Any], field: str, entry: dict[str, Any]) -> Any:
+    """Return the default of a field as it stands in a table; a schema leaves out the names."""
+    value = next(f.default for f in dataclasses.fields(cls) if f.name == field)
+    for key, (_, known) in NAMED.items():
+        for name, kind in known.items():
+            if type(value) is kind:
+                return {key: name, **to_table(value)}
+    return entry["default"]
+
+
+def number(allowed: Range) -> str:
+    """Return the range of a number of a neuron."""
+    low = [f"{'>' if allowed.open_low else '≥'} {allowed.low:g}"] if allowed.low > -inf else []
+    high = [f"≤ {allowed.high:g}"] if allowed.high < inf else []
+    return f"number {' and '.join(low + high)}".strip()
 
 
 def describe(entry: dict[str, Any]) -> str:
@@ -95,8 +180,11 @@ def describe(entry: dict[str, Any]) -> str:
     if "$ref" in entry:
         return "table, see below"
     if "anyOf" in entry:
-        kinds = [describe(kind) for kind in entry["anyOf"] if kind.get("type") != "null"]
-        return " or ".join(kinds)
+        kinds = [kind for kind in entry["anyOf"] if kind.get("type") != "null"]
+        for key, (anchor, _) in NAMED.items():
+            if any(key in kind.get("properties", ()) for kind in kinds):
+                return f"[name or table](#{anchor})"
+        return " or ".join(describe(kind) for kind in kinds)
     if entry.get("type") == "array":
         kind = describe(entry["items"])
         return f"list of ({kind})" if " " in kind else f"list of {kind}s"
@@ -110,11 +198,27 @@ def describe(entry: dict[str, Any]) -> str:
 def lead(cls: type[Any]) -> str:
     """Return what a docstring says before its sections, as Markdown."""
     text = re.split(r"\n(?:Args|Raises|Returns|Example|Source|Deviation):", doc(cls))[0]
-    return markdown(text.strip())
+    parts = re.split(r"::\n\n((?:[ ]+\S.*\n|\n)+)", text.strip() + "\n")
+    parts[::2] = [markdown(part) for part in parts[::2]]
+    parts[1::2] = [f":\n\n```text\n{textwrap.dedent(b).strip()}\n```\n\n" for b in parts[1::2]]
+    return "".join(parts).strip()
+
+
+def first(cls: type[Any]) -> str:
+    """Return the first paragraph of a docstring, as Markdown."""
+    return lead(cls).split("\n\n")[0].replace("\n", " ")
 
 
 def arguments(cls: type[Any]) -> dict[str, str]:
-    """Return the ``Args`` of a docstring."""
+    """Return the ``Args`` of a docstring and of those of its bases."""
+    meanings: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        meanings |= arguments_of(base)
+    return meanings
+
+
+def arguments_of(cls: type[Any]) -> dict[str, str]:
+    """Return the ``Args`` of a class's own docstring."""
     found = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)+)", doc(cls), re.MULTILINE)
     lines = textwrap.dedent(found.group(1)).splitlines() if found else []
     meanings: dict[str, str] = {}

@@ -201,12 +201,15 @@ def trainers(as_json: AsJson = False) -> None:
 
 @data_app.command("list")
 def data_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """List known data sets and where they were found."""
+    """List known data sets and where they were found (--json: with paths and licences)."""
     import dataclasses
 
     from spikecl.data import catalogue_rows
 
     rows = [dataclasses.asdict(row) for row in catalogue_rows(data_dir)]
+    if not as_json:  # what fits the width of a terminal
+        rows = [{k: v for k, v in row.items() if k != "licence"} for row in rows]
+        rows = [{**row, "found": row["found"] and row["found"].name} for row in rows]
     _print_rows([{k: _plain(v) for k, v in row.items()} for row in rows], as_json)
 
 
@@ -288,7 +291,9 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         _print_json(rows)
     else:
-        _print_table([[str(v) for v in row.values()] for row in rows], list(rows[0]))
+        _print_table(
+            [["–" if v is None else str(v) for v in row.values()] for row in rows], list(rows[0])
+        )
 
 
 def _print_table(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> None:

@@ -11,7 +11,15 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar, cast, dataclass_transform
+from typing import (
+    Annotated,
+    Any,
+    TypeVar,
+    cast,
+    dataclass_transform,
+    get_args,
+    get_type_hints,
+)
 
 import pydantic
 from pydantic import (
@@ -39,9 +47,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
-_RULES = ConfigDict(
-    strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True
-)
+_RULES = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
@@ -149,12 +155,25 @@ def explain(error: ValidationError, where: str, cls: type[Any]) -> str:
 
 def _explain_one(item: dict[str, Any], where: str, cls: type[Any]) -> str:
     path = ".".join([where, *(str(part) for part in item["loc"] if _is_key(part))])
+    said = item.get("ctx", {}).get("error")
+    if isinstance(said, ConfigError):  # a component's own check of how its values fit together
+        return f"{path}: {said}" if item["loc"] else str(said)
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"unknown key {path}{suggest(str(item['loc'][-1]), fields_of(cls))}"
+        known = fields_of(_owner(cls, item["loc"][:-1]))
+        return f"unknown key {path}{suggest(str(item['loc'][-1]), known)}"
     if item["type"] in ("missing", "missing_argument"):
         return f"{path} is missing; give it a value"
     message = item["msg"][0].lower() + item["msg"][1:]
     return f"{path}: got {item['input']!r}; {message}"
+
+
+def _owner(cls: type[Any], path: tuple[object, ...]) -> type[Any]:
+    """Return the component that a path of keys leads to, as far as it can be told."""
+    for key in path:
+        hint = get_type_hints(cls).get(str(key)) if dataclasses.is_dataclass(cls) else None
+        parts = [part for part in (hint, *get_args(hint)) if dataclasses.is_dataclass(part)]
+        cls = cast(type[Any], parts[0]) if len(parts) == 1 else cls
+    return cls
 
 
 def _is_key(part: object) -> bool:

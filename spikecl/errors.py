@@ -33,6 +33,10 @@ class PairingError(UsageError):
     """Two components cannot work together; both are named."""
 
 
+class InteropError(UsageError):
+    """A network has no equal in the other library; the layer and the difference are named."""
+
+
 class HiddenFieldError(SpikeclError, AttributeError):
     """A learner asked for something the stream does not reveal."""
 

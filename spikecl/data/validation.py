@@ -28,7 +28,7 @@ def hold_out(data: Data, fraction: float) -> Data:
         >>> from spikecl.data import load
         >>> validation = hold_out(load("digits"), 0.1)
         >>> validation.name, len(validation.x_train), len(validation.x_test)
-        ('digits-validation0.1', 1298, 144)
+        ('digits-validation0.1', 1299, 143)
     """
     if not 0 < fraction < 1:
         raise DataError(f"data.validation: got {fraction}; a fraction above 0 and below 1")

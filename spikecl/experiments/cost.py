@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from spikecl_hardware.energy import (
 
 from spikecl.learner import Learner, model_nbytes
 from spikecl.networks import Conv2d, Network, Synapse, Tap
+from spikecl.networks import Layer as NetworkLayer
 from spikecl.networks.network import count_parameters
 from spikecl.records import FORMAT_VERSION
 
@@ -45,33 +47,36 @@ def measure_cost(learner: Learner, batch: torch.Tensor) -> dict[str, Any]:
 def count_operations(network: Network, x: torch.Tensor) -> tuple[Operations, dict[str, float]]:
     """Count the operations of a forward pass over x [T, B, *features], and rates of the inputs.
 
-    Binary rows are priced as spikes (accumulates), others as graded values (multiply-accumulates).
-    A readout that averages spikes first is counted as if it took them one by one.
+    Binary rows are priced as spikes (accumulates), others as graded values (multiply-accumulates),
+    so pooled means of spikes are, too. A readout that averages spikes first is counted as if it
+    took them one by one. A constant graded input is multiplied once, spikes at every step. The two
+    signs of a weight, and its place at every delay, are one connection.
 
     Returns:
-        Operations per sample, and the mean spikes per step of the neurons each synapse listens to.
+        Operations per sample, and the share of steps at which what a synapse listens to is active.
     """
     taps: dict[str, Tap] = {}
-    network(x, taps=taps, generator=torch.Generator() if network.is_random else None)
+    seen = copy(network)
+    seen.mean_first = network.mean_first and not network.is_spiking
+    seen(x, taps=taps, generator=torch.Generator() if network.is_random else None)
     steps, samples = x.shape[:2]
     total, rates = Operations(0, 0, 0, 0), {}
     for position, (name, tap) in enumerate(taps.items()):
-        layer = _layer(network.synapses[name], tap)
-        if name == list(taps)[-1] or name.endswith(".recurrent"):
-            layer = replace(layer, neurons=0)
-        rows = tap.rows.detach().cpu().numpy().astype(np.float64)
+        rows = tap.rows.detach().cpu().numpy()
+        binary, active = bool(np.isin(rows, (0, 1)).all()), rows != 0
         passes = len(rows) // samples
-        spiking = network.is_spiking if position else bool(np.isin(rows, (0, 1)).all())
-        if spiking:
-            rates[name] = float(rows.mean())
-            inputs = rows.sum(0) / samples * (steps // passes)
-            total += count(layer, inputs, steps=steps)
-        else:
-            inputs = np.count_nonzero(rows, axis=0) / samples
-            total += replace(
-                count(layer, inputs, steps=passes, graded=True),
-                membrane_updates=layer.neurons * (steps if network.is_spiking else 0),
-            )
+        repeats = steps // passes if binary and network.is_spiking else 1
+        if network.is_spiking and (binary or position):
+            rates[name] = float(active.mean())
+        total += replace(
+            count(
+                _layer(network.synapses[name], tap),
+                active.sum(0) / samples * repeats,
+                steps=passes * repeats,
+                graded=not binary,
+            ),
+            membrane_updates=_membranes(network, name, tap) * steps,
+        )
     return total, rates
 
 
@@ -82,5 +87,15 @@ def _layer(synapse: Synapse, tap: Tap) -> Layer:
     if isinstance(synapse, Conv2d):
         _, stride, padding = synapse.geometry
         height, width = tap.rows.shape[2:]
-        return conv2d(weights, (height, width), stride=stride, padding=padding)
-    return linear(weights)
+        layer = conv2d(weights, (height, width), stride=stride, padding=padding)
+    else:
+        layer = linear(weights)
+    return replace(layer, connections=layer.connections * synapse.weight.numel() // weights.size)
+
+
+def _membranes(network: Network, path: str, tap: Tap) -> int:
+    """Return the number of membranes that a synapse's layer has; those of a recurrent one are 0."""
+    layer = dict(network.layers.items()).get(path)
+    if not isinstance(layer, NetworkLayer) or layer.neuron is None or not layer.neuron.has_memory:
+        return 0
+    return tap.current[0].numel() // (2 if layer.synapse.pair else 1)

@@ -24,6 +24,7 @@ from spikecl.experiments.environment import choose_device
 from spikecl.learner import Heads, Learner, TrainPlan
 from spikecl.learner.pairing import check_time
 from spikecl.networks import Network, NetworkSpec
+from spikecl.networks.build import Head
 from spikecl.optim import OptimiserSpec
 from spikecl.registry import (
     ENCODINGS,
@@ -83,12 +84,10 @@ class Job:
 
     def learner(self) -> Learner:
         """Return a learner at the start."""
-        given, device = self.network, choose_device(self.device)
-        head = given.head if isinstance(given, NetworkSpec) else "single"
+        network, device = self.network, choose_device(self.device)
         check_time(self.stream, self.encoder)
-        shape = self.encoder.shape(self.stream.input_shape)
-        outputs = Heads(head, self.stream, device).outputs
-        network = given.build(shape, outputs) if isinstance(given, NetworkSpec) else given
+        if isinstance(network, NetworkSpec):
+            network = network.build(self.input_shape, self.outputs)
         learner = Learner(
             stream=self.stream,
             network=network,
@@ -100,10 +99,25 @@ class Job:
             seeds=Seeds(self.seed),
             device=device,
             loss=self.loss,
-            head=head,
+            head=self.head,
         )
         check_shapes(learner)
         return learner
+
+    @property
+    def head(self) -> Head:
+        """Whose outputs compete."""
+        return self.network.head if isinstance(self.network, NetworkSpec) else "single"
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one step of the network's input."""
+        return self.encoder.shape(self.stream.input_shape)
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs the network needs."""
+        return Heads(self.head, self.stream, torch.device("cpu")).outputs
 
     def names(self) -> dict[str, str]:
         """Return the names that stand in the summary."""

@@ -15,6 +15,8 @@ from spikecl.records import RunRecord, find_run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from spikecl.networks import Network
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunResult:
@@ -40,6 +42,36 @@ class RunResult:
     def steps(self) -> list[dict[str, Any]]:
         """Return the measurements in order."""
         return self.record.steps()
+
+    def network(self) -> Network:
+        """Return the trained network.
+
+        Raises:
+            RunError: The run was made from a network of the user's own, which has no description.
+
+        Example:
+            >>> import spikecl, tempfile
+            >>> stream = spikecl.permuted(spikecl.load_data("digits"), experiences=1)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     network = spikecl.run(stream, spikecl.Mlp(hidden=(9,)), runs_dir=folder).network()
+            >>> network.layers["hidden1"].synapse.weight.shape
+            torch.Size([9, 64])
+        """
+        from spikecl.components import from_table
+        from spikecl.registry import NETWORKS
+        from spikecl.storage import load_state
+
+        run = self.record.run
+        if run["identity"] is None:
+            raise RunError(
+                f"run {self.record.id} used a component that is not registered; build the network "
+                f"and load {self.path / 'weights'} with spikecl.storage.load_state"
+            )
+        name, table = run["identity"]["network"][0]
+        spec = from_table(NETWORKS.get(name), table, f"network.{name}")
+        network: Network = spec.build(tuple(run["input_shape"]), run["outputs"])
+        network.set_parameters(load_state(self.path / "weights"))
+        return network
 
     def plot(self) -> Figure:
         """Return a figure: accuracy matrix, accuracies over the stream, loss."""

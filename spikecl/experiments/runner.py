@@ -253,6 +253,8 @@ def _run_json(job: Job, environment: Mapping[str, Any]) -> dict[str, Any]:
         "seed": job.seed,
         "stream_fingerprint": job.stream.fingerprint(),
         "reveal": job.stream.reveal.names(),
+        "input_shape": list(job.input_shape),
+        "outputs": job.outputs,
         "config": job.config,
         "identity": job.identity(),
         "environment": environment,

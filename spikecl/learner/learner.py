@@ -143,7 +143,7 @@ class Learner:
             for begin in self.methods.hooks("begin"):
                 begin(view)
             self.optimiser = self._optimiser_spec.start(self.network.weights())
-            self._state = None
+            self._state, self._saved_state = None, []
         samples = view.samples
         for choose in self.methods.hooks("training_set") if first else ():
             samples = choose(samples, view)
@@ -316,10 +316,9 @@ class Learner:
                 generator = self._generator("network-test", place, step, event=self.at.event + 1)
             outputs = self._logits(x, task, generator)
             logits = self.heads.test(outputs, task)
-            hits[1] += _hits(logits, batch.y)
-            if mask is not None:
-                hits[0] += _hits(logits + mask, batch.y)
-        counts = hits.tolist() if mask is not None else [int(hits[1])] * 2
+            hits[0] += _hits(logits if mask is None else logits + mask, batch.y)
+            hits[1] += _hits(self.heads.test(outputs, None), batch.y)
+        counts = hits.tolist()
         return counts[0] / len(loaded), counts[1] / len(loaded)
 
     def _loaded_test(self, name: str) -> Loaded:
@@ -349,7 +348,11 @@ class Learner:
         for step, start in enumerate(range(0, len(loaded), self.plan.batch)):
             rows = slice(start, start + self.plan.batch)
             x = self._encode(loaded.take(rows).x, "encode", self.at.event, 0, step)
-            logits = adapt[0](x, view) if adapt else self._logits(x, None)
+            if adapt:
+                logits = adapt[0](x, view)
+            else:
+                generator = self._generator("network", 0, step) if self.network.is_random else None
+                logits = self.heads.test(self._logits(x, None, generator), None)
             hits += _hits(logits, truth.take(rows).y)
         name = f"{event.corruption}-{event.severity}"
         return self._record("adapt", "accuracy", int(hits) / len(loaded), name)
@@ -372,7 +375,7 @@ class Learner:
             "position": asdict(self.at),
             "network": {name: p.detach() for name, p in self.network.weights().items()},
             "statistics": dict(self.network.statistics()),
-            "membranes": dict(enumerate_tensors(leaves(self._state))),
+            "membranes": dict(enumerate_tensors(self._saved_state or leaves(self._state))),
             "seen_classes": self.heads.seen,
             "optimiser": self.optimiser.state_dict(),
             "methods": self.methods.state_dict(),
@@ -392,7 +395,8 @@ class Learner:
         for name, parameter in self.network.weights().items():
             parameter.copy_(state["network"][name])
         self.network.set_statistics(state.get("statistics", {}))
-        self._saved_state = list(state.get("membranes", {}).values())
+        membranes = state.get("membranes", {})
+        self._state, self._saved_state = None, [membranes[key] for key in sorted(membranes)]
         self.heads.seen.copy_(state["seen_classes"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.methods.load_state_dict(state.get("methods", {}))

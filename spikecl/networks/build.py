@@ -57,7 +57,8 @@ class LayeredSpec(NetworkSpec):
         output: Model of the readout's neurons; without one the readout's current is decoded.
         learns: Parameters of the neurons to train; by default those the model names.
         per_neuron: Train one value for each neuron (or channel's place) instead of one per layer.
-        bias: Give every synapse a bias.
+        bias: Give every synapse a bias; recurrent synapses and shortcuts, whose current is added
+            to another's, have none.
         norm: ``batch`` normalises the currents of hidden layers over time and batch.
         standardise: Standardise the weights of hidden layers (:class:`Standardise`).
         excitatory: Fraction of neurons of each layer that excite, the others inhibit (Dale's law,
@@ -81,6 +82,24 @@ class LayeredSpec(NetworkSpec):
     delay: Annotated[int, Field(ge=0)] = 0
     readout: Readout = "mean_rate"
     head: Head = "single"
+
+    def __post_init__(self) -> None:
+        """Refuse options that fit no neuron of the network."""
+        name = type(self.neuron).__name__
+        if self.norm == "batch" and isinstance(self.neuron, ConductanceLIF):
+            raise ConfigError(
+                f"norm='batch' gives currents of both signs, which {name} cannot take as "
+                "conductances; use norm='none' or another neuron"
+            )
+        if self.per_neuron and not (self.neuron.learns if self.learns is None else self.learns):
+            raise ConfigError(
+                f"per_neuron=true, but no parameter of {name} learns; name some with learns"
+            )
+        if self.readout == "first_spike" and self.output is None:
+            raise ConfigError(
+                "readout='first_spike' decodes spikes, and the readout has no neurons; give it "
+                "some with output"
+            )
 
     def cells(self, size: tuple[int, ...]) -> Cells:
         """Return the hidden neurons of a layer."""
@@ -106,10 +125,12 @@ class LayeredSpec(NetworkSpec):
         return stages
 
     def normalise(self, size: int) -> BatchNorm | None:
-        """Return the norm of a hidden layer; its gain starts at the threshold."""
-        threshold = getattr(self.neuron, "v_th", 1.0)
-        gain = 1.0 if isinstance(threshold, Tensor) else float(threshold)
-        return BatchNorm(size, gain=gain) if self.norm == "batch" else None
+        """Return the norm of a hidden layer; its gain starts at the way from rest to threshold."""
+        if self.norm == "none":
+            return None
+        ends = getattr(self.neuron, "v_th", 1.0), getattr(self.neuron, "v_rest", 0.0)
+        tensors = any(isinstance(end, Tensor) for end in ends)
+        return BatchNorm(size, gain=1.0 if tensors else float(ends[0] - ends[1]))
 
     def dense(
         self,

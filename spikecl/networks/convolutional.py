@@ -49,6 +49,11 @@ class ConvNet(LayeredSpec):
         for i, m in enumerate(self.channels):
             name, grow = f"conv{i + 1}", 2 * (self.kernel // 2) if self.padding == "same" else 0
             height, width = (side + grow - self.kernel + 1 for side in (height, width))
+            if min(height, width) < self.pool_size:
+                raise ConfigError(
+                    f"network.channels: after {name} no pixel of {list(input_shape)} is left; use "
+                    "fewer convolutions, a smaller kernel or padding 'same'"
+                )
             layers[name] = Layer(
                 Conv2d(
                     n,
@@ -64,11 +69,6 @@ class ConvNet(LayeredSpec):
                 norm=self.normalise(m),
             )
             height, width = height // self.pool_size, width // self.pool_size
-            if min(height, width) < 1:
-                raise ConfigError(
-                    f"network.channels: after {name} no pixel of {list(input_shape)} is left; use "
-                    "fewer convolutions, a smaller kernel or padding 'same'"
-                )
             pool = MaxPool2d(self.pool_size) if self.pool == "max" else AvgPool2d(self.pool_size)
             source, n, before = name, m, {"pool": pool}
         size = n * height * width

@@ -41,10 +41,8 @@ def explain(network: Network, batch: Tensor) -> list[Plan]:
         shape = "x".join(str(n) for n in reversed(layer.synapse.weight.shape))
         product = "convolution" if isinstance(layer.synapse, Conv2d) else "product"
         kernel, reason = "linear", "no neuron: the current is the output"
-        if isinstance(layer.neuron, Cells) and layer.neuron.has_memory:
-            onto = None
-            if layer.recurrent is not None:
-                onto = Recurrence(layer.recurrent.weight)
+        onto = None if layer.recurrent is None else Recurrence(layer.recurrent.weight)
+        if isinstance(layer.neuron, Cells) and (layer.neuron.has_memory or onto is not None):
             current = torch.empty(len(batch), batch.shape[1], 1)
             kernel, reason = choose(layer.neuron.bound(), current, onto)
         elif layer.neuron is not None:

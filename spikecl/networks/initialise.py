@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 
+from spikecl.networks.layer import Layer
 from spikecl.networks.network import Network
 from spikecl.seeds import Seeds
 
@@ -14,10 +16,13 @@ from spikecl.seeds import Seeds
 def initialise(network: Network, seeds: Seeds) -> None:
     """Draw all weights and biases from ``U(-1/sqrt(fan_in), 1/sqrt(fan_in))``.
 
-    Parameters of weight maps get what the map says (gains stay 1, delays are drawn). Each synapse
-    has a generator of its own (``init``, its position), so adding a layer changes no
-    other; drawn on the CPU, so a device changes nothing.
+    Parameters of weight maps get what the map says (gains are 1, delays are drawn); norms and
+    neurons start where their models do, whatever they had learned. Each synapse has a generator of
+    its own (``init``, its position), so adding a layer changes no other; drawn on the CPU, so a
+    device changes nothing.
     """
+    for layer in network.layers.values():
+        cast(Layer, layer).restart()
     for position, synapse in enumerate(network.synapses.values()):
         generator = seeds.generator("init", event=position)
         bound = 1 / math.sqrt(synapse.weight[0].numel())
@@ -26,5 +31,5 @@ def initialise(network: Network, seeds: Seeds) -> None:
                 drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
                 parameter.copy_(drawn)
             for each in synapse.maps:
-                if name in each.parameters(synapse.weight):
-                    parameter.copy_(each.draw(name, parameter, generator))
+                if (start := each.parameters(synapse.weight).get(name)) is not None:
+                    parameter.copy_(each.draw(name, start, generator))

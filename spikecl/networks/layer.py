@@ -50,10 +50,26 @@ class Cells(nn.Module):
                     f"{suggest(name, known)}"
                 )
         self.ranges = {name: known[name] for name in names}
-        for name, allowed in self.ranges.items():
-            value = torch.as_tensor(getattr(neuron, name), dtype=torch.get_default_dtype())
-            start = allowed.to_raw(value.expand(size) if size else value)
-            self.register_parameter(name, nn.Parameter(start.clone()))
+        for name in self.ranges:
+            start = self._start(name)
+            value = start.expand(size) if size else start
+            self.register_parameter(name, nn.Parameter(value.clone()))
+        fixed = {n: getattr(neuron, n) for n in known if n not in names}
+        for name, value in fixed.items():
+            if isinstance(value, Tensor):  # moves with the module
+                self.register_buffer(name, value.detach().clone())
+        self._fixed = any(isinstance(value, Tensor) for value in fixed.values())
+
+    def _start(self, name: str) -> Tensor:
+        """Return what the model's own value of a parameter is stored as."""
+        value = torch.as_tensor(getattr(self.neuron, name), dtype=torch.get_default_dtype())
+        return self.ranges[name].to_raw(value)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Put back the initial values of what learns."""
+        for name in self.ranges:
+            getattr(self, name).copy_(self._start(name))
 
     @property
     def is_spiking(self) -> bool:
@@ -67,10 +83,11 @@ class Cells(nn.Module):
 
     def bound(self, raw: Mapping[str, Tensor] | None = None) -> Neuron:
         """Return the neuron with what has been learned (or with other stored values)."""
-        if not self.ranges:
+        if not (self.ranges or self._fixed):
             return self.neuron
         stored = dict(self.named_parameters()) if raw is None else raw
-        return self.neuron.bind({n: r.from_raw(stored[n]) for n, r in self.ranges.items()})
+        learned = {name: r.from_raw(stored[name]) for name, r in self.ranges.items()}
+        return self.neuron.bind({**dict(self.named_buffers()), **learned})
 
     def forward(
         self, x: Tensor, state: State = None, *, generator: torch.Generator | None = None
@@ -123,6 +140,12 @@ class Layer(nn.Module):
     def stages(self) -> list[Any]:
         """Return the changes of the activity before the synapse, in order."""
         return list(self.before.values())
+
+    def restart(self) -> None:
+        """Put back the initial values of norm and neurons."""
+        for part in (self.norm, self.neuron):
+            if part is not None:
+                part.restart()
 
     def named_direct(self) -> dict[str, nn.Parameter]:
         """Return the parameters that no synapse holds, by name within the layer."""

@@ -120,6 +120,12 @@ class Network(nn.Module):
         }
 
     @torch.no_grad()
+    def set_parameters(self, values: Mapping[str, Tensor]) -> None:
+        """Take over parameters and running statistics by name; all must be there."""
+        for name, own in {**self.weights(), **self.statistics()}.items():
+            own.copy_(values[name])
+
+    @torch.no_grad()
     def set_statistics(self, statistics: Mapping[str, Tensor]) -> None:
         """Take over running statistics that a pass returned."""
         own = self.statistics()
@@ -153,7 +159,7 @@ class Network(nn.Module):
         if isinstance(taps, Taps) and self._direct:
             taps.direct.update({n: use[n].detach().requires_grad_() for n in self._direct})
             use = {**use, **taps.direct}
-        if not self._memory and x.shape[0] > 1 and x.stride(0) == 0 and self.mean_first:
+        if not self._memory and is_static(x) and self.mean_first and trace is None:
             x = x[:1]  # units without memory give the same answer at every step
         run = Pass(use, {} if state is None else state, training, generator)
         activity, current = {"input": x}, x

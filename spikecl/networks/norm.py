@@ -20,7 +20,8 @@ class BatchNorm(nn.Module):
 
     and new running statistics ``(1 - momentum) old + momentum (m, unbiased s)`` come out with the
     pass (they are not written here: a trainer may call a network several times per step). Otherwise
-    the running statistics stand in for ``m`` and ``s``. ``gain`` starts at ``v_th``, so that the
+    the running statistics stand in for ``m`` and ``s``. Steps that repeat one constant input count
+    once in the unbiased ``s``. ``gain`` starts at ``v_th``, so that the
     current is as wide as the threshold (threshold-dependent batch normalisation).
 
     Source: Ioffe & Szegedy, ICML 2015; over time and with the threshold: Zheng et al., AAAI 2021.
@@ -35,11 +36,22 @@ class BatchNorm(nn.Module):
         super().__init__()
         self.gain = nn.Parameter(torch.full((size,), gain))
         self.shift = nn.Parameter(torch.zeros(size))
-        self.momentum = momentum
+        self.start, self.momentum = gain, momentum
         self.mean: Tensor
         self.variance: Tensor
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("variance", torch.ones(size))
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Put back initial parameters and statistics."""
+        for tensor, value in (
+            (self.gain, self.start),
+            (self.shift, 0.0),
+            (self.mean, 0.0),
+            (self.variance, 1.0),
+        ):
+            tensor.fill_(value)
 
     def forward(self, rows: Tensor, path: str, run: Pass) -> Tensor:
         """Normalise rows [R, C, ...]."""

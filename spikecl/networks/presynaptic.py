@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spikecl.errors import ConfigError, UsageError
+from spikecl.neurons.neuron import check_like
 
 
 @dataclass(slots=True)
@@ -250,7 +251,10 @@ class ShortTermPlasticity(Presynaptic):
     def forward(self, x: Tensor, path: str, run: Pass) -> Tensor:
         """Return what is transmitted."""
         release, state = self.release, run.state.get(path)
-        u, r = (torch.zeros_like(x[0]), torch.ones_like(x[0])) if state is None else state
+        rest = PlasticityState(torch.zeros_like(x[0]), torch.ones_like(x[0]))
+        if state is not None:
+            check_like(state, rest, "PlasticityState")
+        u, r = rest if state is None else state
         sent = []
         for s in x:
             r = 1 + (r - 1) * self.recovery

@@ -40,6 +40,7 @@ class Synapse(nn.Module):
         for each in maps:
             for name, value in each.parameters(self.weight.detach()).items():
                 self.register_parameter(name, nn.Parameter(value))
+        self.pair = any(isinstance(each, SplitSigns) for each in maps)
         outputs = len(self.effective(dict(self.named_parameters()))) if bias else 0
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
@@ -60,6 +61,9 @@ class Synapse(nn.Module):
     def pull_back(self, own: Parameters, gradient: Tensor, bias: Tensor | None) -> Parameters:
         """Return the gradients of stored parameters from those of what the rows met.
 
+        Parameters that do not learn (delays that are fixed) have none: an optimiser leaves them,
+        its weight decay too.
+
         Args:
             own: Stored parameters.
             gradient: Gradient of the effective weight, flat rows [n_out, fan_in].
@@ -75,8 +79,7 @@ class Synapse(nn.Module):
             back = torch.autograd.grad(
                 weight, list(leaves.values()), gradient.view(weight.shape), allow_unused=True
             )
-        pairs = zip(names, back, strict=True)
-        return {**{n: torch.zeros_like(own[n]) if g is None else g for n, g in pairs}, **found}
+        return {**{n: g for n, g in zip(names, back, strict=True) if g is not None}, **found}
 
     @abstractmethod
     def rows(self, x: Tensor) -> Tensor:
@@ -98,7 +101,6 @@ class Linear(Synapse):
         self, n_in: int, n_out: int, *, bias: bool = False, maps: tuple[WeightMap, ...] = ()
     ):
         super().__init__((n_out, n_in), bias=bias, maps=maps)
-        self._pair = any(isinstance(each, SplitSigns) for each in maps)
 
     def rows(self, x: Tensor) -> Tensor:
         """Return [R, n_in]."""
@@ -107,7 +109,7 @@ class Linear(Synapse):
     def product(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return [R, n_out], or [R, 2, n_out] of split signs."""
         current = functional.linear(rows, weight, bias)
-        return current.view(len(rows), 2, -1) if self._pair else current
+        return current.view(len(rows), 2, -1) if self.pair else current
 
     def factor(self, rows: Tensor, delta: Tensor) -> Factor:
         """Return the factor; its rows are those that were transmitted."""
@@ -146,10 +148,11 @@ class Conv2d(Synapse):
         return x
 
     def product(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return [R, C_out, H', W']."""
+        """Return [R, C_out, H', W'], or [R, 2, C_out, H', W'] of split signs."""
         _, stride, padding = self.geometry
-        return functional.conv2d(rows, weight, bias, stride=stride, padding=padding)
+        current = functional.conv2d(rows, weight, bias, stride=stride, padding=padding)
+        return current.view(len(rows), 2, -1, *current.shape[2:]) if self.pair else current
 
     def factor(self, rows: Tensor, delta: Tensor) -> ConvFactor:
         """Return the factor; patches are taken out when somebody asks for rows."""
-        return ConvFactor(rows, delta, self.geometry)
+        return ConvFactor(rows, delta.flatten(1, 2) if self.pair else delta, self.geometry)

@@ -47,7 +47,7 @@ class Standardise(WeightMap):
     Source: Qiao et al., arXiv:1903.10520; scaled as in Brock et al., ICLR 2021.
 
     Args:
-        epsilon: Added to the variance times the fan-in.
+        epsilon: Least value of the variance times the fan-in.
     """
 
     epsilon: PositiveFloat = 1e-4
@@ -125,12 +125,12 @@ class SynapticDelays(WeightMap):
     Args:
         longest: Longest delay in steps.
         learned: Train the delays; otherwise they are rounded to whole steps.
-        width: Half width of ``phi`` in steps.
+        width: Half width of ``phi`` in steps; below 1 it could miss every step.
     """
 
     longest: Annotated[int, Field(ge=1)] = 8
     learned: bool = True
-    width: PositiveFloat = 1.0
+    width: Annotated[float, Field(ge=1)] = 1.0
 
     def parameters(self, weight: Tensor) -> Mapping[str, Tensor]:
         """Return ``delay``, all 0 until drawn."""
@@ -157,5 +157,9 @@ def check_maps(maps: tuple[WeightMap, ...]) -> None:
         raise ConfigError(
             "Standardise and Dale: a standardised weight has both signs in every row; use one"
         )
-    if SynapticDelays in kinds[:-1]:
-        raise ConfigError("SynapticDelays changes the shape of the weight; name it last")
+    if SplitSigns in kinds[:-1]:
+        raise ConfigError("SplitSigns changes the shape of the weight; name it last")
+    if SynapticDelays in [kind for kind in kinds if kind is not SplitSigns][:-1]:
+        raise ConfigError(
+            "SynapticDelays changes the shape of the weight; name it last, or before SplitSigns"
+        )

@@ -74,7 +74,11 @@ class LIF(Resetting):
 
     @classmethod
     def snntorch(cls, beta: Value, *, v_th: Value = 1.0, zero: bool = False) -> LIF:
-        """Return ``snntorch.Leaky(beta, threshold=v_th)``, spike for spike (``reset_delay``)."""
+        """Return ``snntorch.Leaky(beta, threshold=v_th)``, spike for spike (``reset_delay``).
+
+        With a ``Recurrence`` it is ``snntorch.RLeaky``, whose reset to zero
+        takes effect after the new input: ``reset_time="after"``.
+        """
         reset = Reset.ZERO if zero else Reset.SOFT
         return cls(beta=beta, v_th=v_th, reset=reset, reset_time="next", surrogate=Arctan())
 
@@ -112,6 +116,8 @@ class LIF(Resetting):
         Norse counts in seconds and inverse seconds; here ``dt``, ``tau_mem`` and ``tau_syn`` are
         milliseconds (``tau_mem_inv = 1000 / tau_mem``). Its recurrent version cuts the gradient of
         the reset, the other keeps it; its state holds the current after the decay, ours before.
+        ``alpha`` is what Norse calls it, but Norse 1.1.0 ignores its own and differentiates as
+        with 1 (norse/norse#403): give ``alpha=1.0`` for the gradients of that release.
         """
         from spikecl.neurons.cuba import CUBA
 

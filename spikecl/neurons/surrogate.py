@@ -82,8 +82,8 @@ class FastSigmoid(Surrogate):
 
     Args:
         slope: ``k``; snnTorch's ``fast_sigmoid(slope)`` (25), Norse's ``alpha`` of ``superspike``
-            (100). SpikingJelly's ``SuperSpike(alpha)`` is another function: ``alpha`` times ours
-            with k = 1.
+            (100; Norse 1.1.0 ignores it and has k = 1). SpikingJelly's ``SuperSpike(alpha)`` is
+            another function: ``alpha`` times ours with k = 1.
     """
 
     slope: PositiveFloat = 25.0

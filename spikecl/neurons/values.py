@@ -43,7 +43,7 @@ class Range:
         if isinstance(value, Tensor) and not (value.dtype.is_floating_point and value.numel()):
             raise PydanticCustomError("dtype", "a tensor must be of a floating type and not empty")
         number: Value = value if isinstance(value, Tensor) else self._number(value)
-        ends = (number.min(), number.max()) if isinstance(number, Tensor) else (number, number)
+        ends = number.detach().aminmax() if isinstance(number, Tensor) else (number, number)
         low, high = (float(end) for end in ends)
         inside = low > self.low if self.open_low else low >= self.low
         if not (inside and high <= self.high and math.isfinite(low) and math.isfinite(high)):

@@ -44,15 +44,16 @@ class Bptt(Trainer):
             loss = loss_of(output, output_loss)
             wanted = [*(tap.current for tap in taps.values()), *taps.direct.values()]
             found = torch.autograd.grad(loss, wanted, allow_unused=True)
-        grads = [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found)]
+        deltas = [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found)]
+        direct = zip(taps.direct, found[len(taps) :], strict=True)
         return Factors(
             loss.detach(),
             output.logits.detach(),
             {
                 path: network.synapses[path].factor(tap.rows, delta)
-                for (path, tap), delta in zip(taps.items(), grads)
+                for (path, tap), delta in zip(taps.items(), deltas)
             },
-            dict(zip(taps.direct, grads[len(taps) :])),
+            {name: gradient for name, gradient in direct if gradient is not None},
             output.statistics,
             output.state,
         )

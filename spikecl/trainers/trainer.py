@@ -24,7 +24,8 @@ class Factors(NamedTuple):
         loss: Scalar loss of the batch, detached.
         logits: Logits [B, classes] before the loss, detached.
         synapses: Factor by synapse.
-        direct: Gradients by parameter name of parameters that have no factor.
+        direct: Gradients by parameter name of parameters that have no factor; one that nothing
+            depends on (a fixed delay) has none.
         statistics: New running statistics of normalisation by name.
         state: State of the neurons after the last step by path.
     """

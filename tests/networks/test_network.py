@@ -139,9 +139,8 @@ def test_a_layer_missing_from_the_state_starts_from_rest():
     network, x = make(), encoded("rate")
     state = network(x).state
     partial = network(x, {"hidden1": state["hidden1"]})
-    full = network(
-        x, {"hidden1": state["hidden1"], "hidden2": type(state["hidden2"])(torch.zeros(B, 8).double())}
-    )
+    rest = type(state["hidden2"])(torch.zeros(B, 8).double())
+    full = network(x, {"hidden1": state["hidden1"], "hidden2": rest})
     torch.testing.assert_close(partial.logits, full.logits)
     assert not torch.equal(partial.logits, network(x).logits)
 

@@ -215,7 +215,7 @@ def test_learns_which_pattern_is_which():
     weight = (10 + 5 * torch.randn(2, 8, generator=generator)).requires_grad_()
     neuron = LIF.loihi(vth=60, du=2000, dv=500)
     optimiser, losses = torch.optim.Adam([weight], lr=1.0), []
-    for _ in range(35):
+    for _ in range(25):
         rates = scan(functional.linear(events, weight), None, neuron)[0].mean(0)
         loss = (rates - target).square().mean()
         optimiser.zero_grad()

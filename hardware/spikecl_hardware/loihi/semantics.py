@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Annotated, Any, NamedTuple, TypeAlias, get_type_hints
 
 Integers: TypeAlias = Any  # an int, a numpy int64 array or a torch int64 tensor; do not mix them
@@ -50,9 +50,14 @@ class _Registers:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range and TypeError for anything but int64."""
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            for allowed in getattr(hint, "__metadata__", ()):
-                _check_range(name, getattr(self, name), allowed)
+        for name, allowed in _ranges(type(self)):
+            _check_range(name, getattr(self, name), allowed)
+
+
+@cache
+def _ranges(cls: type) -> tuple[tuple[str, range], ...]:
+    hints = get_type_hints(cls, include_extras=True)
+    return tuple((n, r) for n, h in hints.items() for r in getattr(h, "__metadata__", ()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,98 @@
+"""Accuracy of small spiking networks, and ordinary twins, on every kind of data, beside a linear one.
+
+    python benchmarks/datasets.py --data-dir FOLDER            all rows, 3 seeds; resumes
+    python benchmarks/datasets.py --rows braille --validate    on validation splits, for tuning
+
+One task, all classes, 1 to 3 epochs; the files in ``examples/datasets`` say how each row is
+trained. Hyper-parameters were chosen with ``--validate`` and seed 100; test sets are read by the
+table alone. The linear classifier is scikit-learn's logistic regression on standardised inputs,
+every step of a recording an input of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+from typing import Any
+
+from results import write
+from table import row
+
+from spikecl.data import Data, hold_out, load
+from spikecl.experiments import load_config, run_seeds
+
+HERE = Path(__file__).parent
+FOLDER = "examples/datasets"
+ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "mnist": ("mnist.toml", ()),
+    "fashion_mnist": ("fashion_mnist.toml", ()),
+    "nmnist": ("nmnist.toml", ()),
+    "braille": ("braille.toml", ()),
+    "spoken_digits": ("spoken_digits.toml", ()),
+    "cifar10 conv": ("cifar10_conv.toml", ()),
+    "cifar10 conv, ordinary": ("cifar10_conv.toml", ("network.name=conv",)),
+    "cifar10 resnet": ("cifar10_resnet.toml", ()),
+    "cifar10 resnet, ordinary": ("cifar10_resnet.toml", ("network.name=resnet",)),
+}
+HELD_OUT = 0.1
+
+
+def main() -> None:
+    """Run the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int)
+    parser.add_argument("--validate", action="store_true")
+    parser.add_argument("--set", nargs="*", default=[])
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs/datasets"))
+    parser.add_argument("--data-dir", type=Path)
+    given = parser.parse_args()
+    first = given.first_seed if given.first_seed is not None else 100 if given.validate else 0
+    done: list[dict[str, Any]] = []
+    baselines: dict[str, float] = {}
+    for label in given.rows:
+        file, overrides = ROWS[label]
+        overrides = (*overrides, f"run.seed={first}", *given.set)
+        if given.validate:
+            overrides = (*overrides, f"data.validation={HELD_OUT}")
+        config = load_config(HERE.parent / FOLDER / file, overrides)
+        group = run_seeds(config, given.seeds, runs_dir=given.runs_dir, data_dir=given.data_dir)
+        data = load(config.data.name, data_dir=given.data_dir, frames=config.data.frames)
+        if data.name not in baselines:
+            baselines[data.name] = linear(hold_out(data, HELD_OUT) if given.validate else data)
+        found = row(group)
+        accuracy = found["metrics"]["acc"]  # type: ignore[index]
+        print(f"{label}: {accuracy['mean']:.4f} (linear {baselines[data.name]:.4f})", flush=True)
+        done.append(
+            {
+                "label": label,
+                "data": data.name,
+                "epochs": str(config.train.epochs),
+                "linear classifier %": f"{100 * baselines[data.name]:.1f}",
+                "config": f"{FOLDER}/{file}",
+                **found,
+                "metrics": {"acc": accuracy},
+            }
+        )
+        if not given.validate:
+            write("datasets", "python benchmarks/datasets.py", {"rows": done})
+
+
+def linear(data: Data) -> float:
+    """Return the test accuracy of a linear classifier of all inputs."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    train, test = (x.reshape(len(x), -1).astype("float32") for x in (data.x_train, data.x_test))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=100))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return float(model.fit(train, data.y_train).score(test, data.y_test))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,371 @@
+"""What every registered builder does, and that each option does what it says."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from spikecl.components import from_table, to_table
+from spikecl.errors import ConfigError
+from spikecl.learner import form_gradients
+from spikecl.networks import (
+    BatchNorm,
+    Conv2d,
+    Dale,
+    Dropout,
+    Linear,
+    NoAutapses,
+    SplitSigns,
+    Standardise,
+    SynapticDelays,
+    TimeWindow,
+    explain,
+    initialise,
+)
+from spikecl.networks.network import count_parameters
+from spikecl.neurons import ALIF, LIF, MODELS, PLIF, ConductanceLIF, Rectified
+from spikecl.optim import Sgd
+from spikecl.registry import NETWORKS
+from spikecl.seeds import Seeds
+from spikecl.trainers import Bptt
+
+
+def loss_of(case):
+    return lambda z: functional.cross_entropy(2 * z, case.labels(len(z)))
+
+
+def kinds(synapse):
+    return [type(each) for each in synapse.maps]
+
+
+def hidden_layers(network):
+    return {name: layer for name, layer in list(network.layers.items())[:-1]}
+
+
+# ---- conformance --------------------------------------------------------------------------------
+
+
+def test_it_builds_and_learns(case):
+    """One step on each parameter, and ten that lower the loss."""
+    network, x = case.network(bias=True), case.inputs()
+    logits = network(x).logits
+    assert logits.shape == (4, 3) and logits.dtype == torch.float64
+    normed = {name for name, layer in network.layers.items() if layer.norm is not None}
+    idle = {f"{name}.bias" for name in normed}  # a norm takes a bias out again
+    running, losses = Sgd(lr=0.05).start(network.weights()), []
+    start = {n: p.detach().clone() for n, p in network.weights().items()}
+    for step in range(10):
+        factors = Bptt().factors(network, x, loss_of(case))
+        losses.append(float(factors.loss))
+        gradients = form_gradients(network, factors.synapses, factors.direct)
+        assert sorted(gradients) == sorted(start)
+        for name, gradient in gradients.items():
+            assert gradient.shape == start[name].shape
+            assert step or bool(gradient.abs().max() > 1e-9) or name in idle, name
+        with torch.no_grad():
+            running.step(gradients)
+    assert all(n in idle or not torch.equal(p, start[n]) for n, p in network.weights().items())
+    assert losses[-1] < losses[0]
+
+
+def test_all_spiking_layers_fire_and_none_at_every_step(case):
+    """Otherwise nothing in this file says much."""
+    if not case.spiking:
+        pytest.skip("no spikes")
+    for name, traces in case.network().record(case.inputs()).items():
+        assert 0.01 < traces["spikes"].mean() < 0.9, name
+        assert set(traces["spikes"].ravel()) == {0.0, 1.0}
+
+
+def test_the_twin_has_the_same_synapses(case):
+    network, twin = (c.network() for c in (case, case.twin()))
+    assert {n: p.shape for n, p in network.weights().items()} == {
+        n: p.shape for n, p in twin.weights().items()
+    }
+    for name, weight in network.weights().items():
+        assert torch.equal(weight, twin.weights()[name])  # and starts alike
+    assert network.is_spiking == case.spiking and twin.is_spiking != case.spiking
+    units = {type(layer.neuron.neuron) for layer in network.layers.values() if layer.neuron}
+    assert units == {LIF if case.spiking else Rectified}
+
+
+def test_its_description_goes_round(case):
+    options = {"bias": True, "dropout": 0.25, "delay": 3, "head": "multi", "readout": "max"}
+    options |= {"neuron": PLIF(v_th=0.7), "per_neuron": True, "output": LIF(beta=0.2)}
+    for spec in (case.spec(), case.spec(**options)):
+        table = to_table(spec)
+        again = from_table(type(spec), table, "network")
+        assert again == spec and to_table(again) == table
+        made, other = (s.build(case.shape, 3) for s in (spec, again))
+        assert [n for n in made.weights()] == [n for n in other.weights()]
+    assert case.spec() != case.spec(bias=True)
+    assert NETWORKS.name_of(type(spec)) == case.name
+
+
+def test_building_and_initialising_draw_from_the_seed_alone(case):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    network = case.spec(bias=True).build(case.shape, 3)
+    for name, p in network.weights().items():
+        assert not p.any() or name.endswith("gain")
+    a, b, c = (case.network(seed=seed).weights() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    for name in a:
+        assert torch.equal(a[name], b[name])
+        assert torch.equal(a[name], c[name]) == (".norm." in name)
+
+
+def test_its_layers_start_independently_of_each_other(case):
+    """Another number of classes changes the readout alone; twice the seed, twice the weights."""
+    a, b = case.spec().build(case.shape, 3), case.spec().build(case.shape, 5)
+    for network in (a, b):
+        initialise(network, Seeds(0))
+    for name in a.weights():
+        same = torch.equal(a.weights()[name], b.weights()[name])
+        assert same != name.startswith("readout"), name
+    drawn = [w.flatten()[:4].tolist() for n, w in a.weights().items() if n.endswith("weight")]
+    assert len({tuple(row) for row in drawn}) == len(drawn)
+
+
+def test_the_plan_is_that_of_a_pass(case):
+    network, x = case.network(), case.inputs()
+    for batch in (x, x[0].expand(5, *x.shape[1:]), x[:1]):
+        taps = {}
+        network(batch, taps=taps)
+        plans = explain(network, batch)
+        assert [p.layer for p in plans] == list(network.layers)
+        for plan in plans:
+            layer = network.layers[plan.layer]
+            assert plan.rows == len(taps[plan.layer].rows)
+            word = "convolution" if isinstance(layer.synapse, Conv2d) else "product"
+            assert plan.synapse.startswith(f"one {word} ")
+            if layer.neuron is None:
+                assert plan.kernel == "linear"
+            elif layer.recurrent is not None or (case.spiking and len(batch) == 1):
+                assert plan.kernel == "reference"
+            else:
+                assert plan.kernel == ("fused" if case.spiking else "relu")
+            assert plan.reason
+
+
+def test_names_and_shapes_stay(case):
+    """Checkpoints rest on them: synapses in order, then norms and neurons."""
+    network = case.network(neuron=PLIF(), bias=True)
+    names = list(network.weights())
+    synapses = [f"{path}.{key}" for path, s in network.synapses.items() for key, _ in s.named_parameters()]
+    direct = [n for n in names if n not in synapses]
+    assert names == synapses + direct
+    assert names[0].endswith(".weight") and names[-1].endswith("neuron.beta")
+    assert all(part in ("norm", "neuron") for part in (n.split(".")[1] for n in direct))
+    own = {id(p) for p in network.parameters()}
+    assert len(names) == len(own) == len({id(p) for p in network.weights().values()})
+    assert count_parameters(network) == sum(p.numel() for p in network.parameters())
+    statistics = list(network.statistics())
+    assert statistics == [n.replace("gain", key) for n in names if n.endswith("norm.gain")
+                          for key in ("mean", "variance")]  # fmt: skip
+
+
+def test_a_state_dict_makes_the_same_network(case):
+    neuron = PLIF(v_th=0.2)
+    network, x = case.network(neuron=neuron, seed=1), case.inputs()
+    network.set_statistics(network(x, training=True).statistics)
+    other = case.network(neuron=neuron, seed=2)
+    assert not torch.equal(other(x).logits, network(x).logits)
+    other.load_state_dict({k: v.clone() for k, v in network.state_dict().items()})
+    assert torch.equal(other(x).logits, network(x).logits)
+
+
+def test_it_runs_in_either_precision(case):
+    network, x = case.network(neuron=PLIF(v_th=0.2)), case.inputs()
+    double = network(x).logits.detach()
+    single = network.float()(x.float()).logits.detach()
+    assert single.dtype == torch.float32 and double.dtype == torch.float64
+    assert all(p.dtype == torch.float32 for p in network.weights().values())
+    # a spike may fall on the other side of the threshold; most do not
+    assert float((single - double).abs().mean()) < 0.2 * float(double.abs().mean())
+
+
+# ---- options ------------------------------------------------------------------------------------
+
+
+def test_bias(case):
+    plain, biased = case.network(), case.network(bias=True)
+    assert not any(n.endswith("bias") for n in plain.weights())
+    for path, synapse in biased.synapses.items():
+        added_to_another = path.endswith(("recurrent", "shortcut"))
+        assert (synapse.bias is None) == added_to_another
+        if synapse.bias is not None:
+            assert synapse.bias.shape == (len(synapse.weight),) and bool(synapse.bias.any())
+    assert not torch.allclose(plain(case.inputs()).logits, biased(case.inputs()).logits)
+
+
+def test_norm(case):
+    for choice, kind in (("none", type(None)), ("batch", BatchNorm)):
+        network = case.network(norm=choice)
+        assert all(isinstance(layer.norm, kind) for layer in hidden_layers(network).values())
+        assert list(network.layers.values())[-1].norm is None
+        for layer in hidden_layers(network).values():
+            assert layer.norm is None or len(layer.norm.gain) == len(layer.synapse.weight)
+    assert bool(network(case.inputs(), training=True).statistics)
+    assert not network(case.inputs()).statistics
+
+
+def test_standardise(case):
+    network = case.network(standardise=True)
+    for path, synapse in network.synapses.items():
+        wanted = path != "readout" and not path.endswith("recurrent")
+        assert (Standardise in kinds(synapse)) == wanted
+    first = next(iter(network.synapses.values()))
+    before = network(case.inputs()).logits
+    with torch.no_grad():
+        first.weight.mul_(7).add_(0.3)  # a standardised weight does not notice
+    torch.testing.assert_close(network(case.inputs()).logits, before, rtol=1e-6, atol=1e-8)
+
+
+def test_excitatory(case):
+    network = case.network(excitatory=0.7)
+    paths = list(network.synapses)
+    for path, synapse in network.synapses.items():
+        assert (Dale(excitatory=0.7) in synapse.maps) == (path != paths[0])
+    with pytest.raises(ConfigError, match="Standardise and Dale"):
+        case.network(excitatory=0.7, standardise=True)
+
+
+def test_dropout(case):
+    plain, dropping = case.network(norm="none"), case.network(norm="none", dropout=0.4)
+    x = case.inputs()
+    assert not plain.draws and dropping.draws
+    assert torch.equal(plain(x).logits, dropping(x).logits)  # off in tests
+    layers = list(dropping.layers.items())
+    for name, layer in layers:
+        stages = [type(s) for s in layer.before.values()]
+        assert (Dropout in stages) == (name != layers[0][0] and not name.endswith("shortcut"))
+    draw = [torch.Generator().manual_seed(i) for i in (0, 0, 1)]
+    a, b, c = (dropping(x, training=True, generator=g).logits for g in draw)
+    assert torch.equal(a, b) and not torch.equal(a, c) and not torch.equal(a, plain(x).logits)
+
+
+def test_delay(case):
+    network = case.network(delay=2)
+    for path, synapse in network.synapses.items():
+        wanted = isinstance(synapse, Linear) and not path.endswith("recurrent")
+        assert (SynapticDelays(longest=2) in synapse.maps) == wanted
+        if not path.endswith("recurrent"):
+            stages = network.layers[path].before.values()
+            assert any(isinstance(s, TimeWindow) and s.longest == 2 for s in stages) == wanted
+    delays = [p.detach() for n, p in network.weights().items() if n.endswith("delay")]
+    assert delays
+    for p in delays:
+        assert 0 <= float(p.min()) < 0.4 and 1.6 < float(p.max()) <= 2
+    factors = Bptt().factors(network, case.inputs(), loss_of(case))
+    found = form_gradients(network, factors.synapses, factors.direct)
+    assert all(bool(found[n].any()) for n in found if n.endswith("delay"))
+    assert not torch.allclose(network(case.inputs()).logits, case.network()(case.inputs()).logits)
+
+
+@pytest.mark.parametrize("per_neuron", [False, True])
+def test_learns_and_per_neuron(case, per_neuron):
+    """One number per layer, or one per neuron, at its place in the map."""
+    network = case.network(neuron=LIF(beta=0.4, v_th=0.6), learns=("v_th", "beta"), per_neuron=per_neuron)
+    recorded = network.record(case.inputs())
+    for name, layer in hidden_layers(network).items():
+        if layer.neuron is None:
+            continue
+        values = dict(layer.neuron.named_parameters())
+        assert list(values) == ["v_th", "beta"]
+        shape = recorded[name]["spikes"].shape[2:] if per_neuron else ()
+        assert all(p.shape == shape for p in values.values())
+        bound = layer.neuron.bound()
+        torch.testing.assert_close(bound.beta.detach(), torch.full(shape, 0.4).double(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(bound.v_th.detach(), torch.full(shape, 0.6).double(), rtol=1e-6, atol=0)
+    plain = case.network(neuron=LIF(beta=0.4, v_th=0.6))
+    torch.testing.assert_close(network(case.inputs()).logits, plain(case.inputs()).logits)
+    factors = Bptt().factors(network, case.inputs(), loss_of(case))
+    assert factors.direct and all(bool(g.any()) for g in factors.direct.values())
+
+
+def test_what_would_do_nothing_is_refused(case):
+    with pytest.raises(ConfigError, match=r"per_neuron.*name some with learns"):
+        case.spec(per_neuron=True)
+    with pytest.raises(ConfigError, match=r"first_spike.*output"):
+        case.spec(readout="first_spike")
+    with pytest.raises(ConfigError, match="no parameter 'gamma' that could learn"):
+        case.network(neuron=LIF(), learns=("gamma",))
+    with pytest.raises(ConfigError, match="readout"):
+        case.spec(readout="median")
+
+
+@pytest.mark.parametrize(
+    ("readout", "decode"),
+    [
+        ("mean_rate", lambda z: z.mean(0)),
+        ("mean_current", lambda z: z.mean(0)),
+        ("sum", lambda z: z.sum(0)),
+        ("max", lambda z: z.amax(0)),
+        ("last", lambda z: z[-1]),
+    ],
+)
+def test_readout(case, readout, decode):
+    network, x = case.network(readout=readout), case.inputs()
+    steps = case.network(readout="mean_current")(x).steps
+    assert steps.shape == (5, 4, 3)
+    torch.testing.assert_close(network(x).logits, decode(steps))
+
+
+def test_output_neurons(case):
+    x = case.inputs()
+    steps = case.network(readout="mean_current")(x).steps
+    v_th = 0.5 * float(steps.detach().max())
+    network = case.network(output=LIF(beta=0.0, v_th=v_th))
+    assert torch.equal(network(x).steps, (steps > v_th).double())
+    assert 0 < network(x).logits.mean().item() < 1
+
+
+@pytest.mark.parametrize("head", ["single", "growing", "multi"])
+def test_head_is_kept(case, head):
+    assert case.spec(head=head).head == head
+    assert case.spec().head == "single"
+
+
+@pytest.mark.parametrize("model", sorted(set(MODELS) - {"conductance"}))
+def test_every_neuron_model_fits(case, model):
+    network = case.network(neuron=MODELS[model](), gain=3 if model != "adex" else 900)
+    output = network(case.inputs(), generator=torch.Generator().manual_seed(0))
+    assert output.logits.shape == (4, 3) and bool(output.logits.isfinite().all())
+
+
+def test_conductances(case):
+    """Dense and convolutional layers split their signs; what adds currents refuses."""
+    spec = {"norm": "none", "neuron": ConductanceLIF(), "gain": 6}
+    x = (case.inputs() > 0).double()
+    if "recurrent" in case.name:
+        with pytest.raises(ValueError, match="Recurrence"):
+            case.network(**spec)(x)
+        return
+    network = case.network(**spec)
+    if "resnet" in case.name:
+        with pytest.raises(RuntimeError):
+            network(x)
+        return
+    x = x.repeat(6, 1, *[1] * len(case.shape))
+    for path, synapse in network.synapses.items():
+        assert (SplitSigns() in synapse.maps) == (path != "readout")
+    assert all(t["spikes"].any() for t in network.record(x).values())
+    factors = Bptt().factors(network, x, loss_of(case))
+    found = form_gradients(network, factors.synapses, factors.direct)
+    expected = torch.autograd.grad(
+        loss_of(case)(network(x).logits), list(network.weights().values())
+    )
+    for name, gradient in zip(network.weights(), expected, strict=True):
+        torch.testing.assert_close(found[name], gradient, rtol=1e-8, atol=1e-11)
+
+
+def test_recurrent_layers_listen_to_themselves(cases):
+    for name in ("spiking_recurrent", "recurrent"):
+        network = cases(name).network()
+        assert list(network.synapses) == [
+            "hidden1", "hidden1.recurrent", "hidden2", "hidden2.recurrent", "readout"
+        ]  # fmt: skip
+        assert all(
+            kinds(s) == ([NoAutapses] if p.endswith("recurrent") else [])
+            for p, s in network.synapses.items()
+        )
