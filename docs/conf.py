@@ -55,6 +55,7 @@ def plain_kernel() -> None:
     profile.mkdir(parents=True, exist_ok=True)
     (profile / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 40\n")
     os.environ["IPYTHONDIR"] = str(profile.parent)
+    os.environ.pop("MPLBACKEND", None)  # the kernel shows figures in the page
     os.environ["OMP_NUM_THREADS"] = "1"
     logging.getLogger("traitlets").setLevel(logging.WARNING)
 

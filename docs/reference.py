@@ -36,6 +36,18 @@ SECTIONS = ("run", "data", "stream", "encoding", "network", "trainer")
 SECTIONS += ("loss", "optimiser", "train", "method", "checkpoint")
 TABLES = {"data": {"frames": Frames}}  # keys that are tables of their own
 NAMED = {"model": ("neuron-models", MODELS), "shape": ("surrogates", SURROGATES)}
+NEURONS = """
+## Neuron models
+
+What `neuron` and `output` of a network may be: a name, or a table such as
+`{model = "alif", beta = 0.95}`. A number of a neuron may also be a list with one entry for each
+neuron. Equations, and which model to take, are in [Neurons](neurons.md).
+"""
+SHAPES = """## Surrogates
+
+What `surrogate` of a neuron may be: a name, or a table such as
+`{shape = "arctan", slope = 2.0}`.
+"""
 
 
 def main(folder: Path) -> None:
@@ -81,19 +93,20 @@ def section(name: str) -> str:
 
 def neurons() -> str:
     """Return the reference of the neurons and surrogates that a network's keys may name."""
-    text = "\n## Neuron models\n\nWhat `neuron` and `output` of a network may be: a name, or a table "
-    text += 'such as `{model = "alif", beta = 0.95}`. A number of a neuron may also be a list with '
-    text += "one entry for each neuron. Equations, and which to take, are in [Neurons](neurons.md).\n"
-    parts = [text]
-    for title, cls in (("Of all that spike", SpikingNeuron), ("Of all with a reset", Resetting)):
-        parts.append(f"### {title}\n\n{table(cls, own(cls))}\n")
+    parts = [NEURONS]
+    beside: dict[type[Any], str] = {
+        SpikingNeuron: "of all that spike",
+        Resetting: "of all with a reset, and of all that spike",
+    }
+    for title, shared in (("Of all that spike", SpikingNeuron), ("Of all with a reset", Resetting)):
+        parts.append(f"### {title}\n\n{table(shared, own(shared))}\n")
     for name, cls in MODELS.items():
-        beside = [b for b in cls.__mro__[1:] if b in (*MODELS.values(), SpikingNeuron, Resetting)]
-        more = f" Beside these, what `{beside[0].__name__}` takes." if beside else ""
+        bases = [beside[base] for base in cls.__mro__[1:] if base in beside]
+        more = f" Beside these, the keys {bases[0]}." if bases else ""
         parts.append(f"### `{name}`\n\n{first(cls)}{more}\n\n{table(cls, own(cls))}\n")
+        beside[cls] = f"of `{name}`"
     parts.append(f"### `escape`\n\n{first(Escape)}\n\n{table(Escape)}\n")
-    parts.append("## Surrogates\n\nWhat `surrogate` of a neuron may be: a name, or a table such as ")
-    parts[-1] += '`{shape = "arctan", slope = 2.0}`.\n'
+    parts.append(SHAPES)
     for name, cls in SURROGATES.items():
         parts.append(f"### `{name}`\n\n{first(cls)}\n\n{table(cls)}\n")
     return "\n".join(parts)

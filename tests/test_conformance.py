@@ -1,4 +1,7 @@
-"""What every registered method must do, on a spiking network and on its ordinary twin."""
+"""What every registered method must do, on a spiking network and on its ordinary twin.
+
+The tests that ask most of a network also run on one with convolutions and on one that is recurrent.
+"""
 
 from __future__ import annotations
 
@@ -31,25 +34,38 @@ OPTIMISERS = {"sgd": Sgd(lr=0.1, momentum=0.9), "adam": Adam(lr=0.01)}
 
 each_method = pytest.mark.parametrize("method", METHODS.names())
 each_network = pytest.mark.parametrize("network", ["spiking_mlp", "mlp"])
+REFUSED = {("hlop", "spiking_recurrent")}  # no autapses: a weight behind a map
+every_pair = pytest.mark.parametrize(
+    ("method", "network"),
+    [
+        (method, network)
+        for method in METHODS.names()
+        for network in ("spiking_mlp", "mlp", "spiking_conv", "spiking_recurrent")
+        if (method, network) not in REFUSED
+    ],
+)
 each_optimiser = pytest.mark.parametrize("optimiser", OPTIMISERS)
 
 
-def data():
+def data(shape=(8,)):
     rng = np.random.default_rng(0)
     y = np.arange(42) % 3
     x = np.clip(rng.random((3, 8))[y] + 0.1 * rng.standard_normal((42, 8)), 0, 1)
-    x = x.astype(np.float32)
+    x = x.astype(np.float32).reshape(42, *shape)
     return checked({"x_train": x[:24], "y_train": y[:24], "x_test": x[24:], "y_test": y[24:]}, "c")
 
 
 def learner_of(method, network, optimiser="sgd", *, reveal=NO_TASKS, stream=None, batch=5):
-    stream = stream or permuted(data(), experiences=3, seed=1).with_reveal(reveal)
-    options = {"hidden": (12, 9)} | (
-        {"neuron": LIF(beta=0.5, v_th=0.1)} if network == "spiking_mlp" else {}
-    )
+    shape = (2, 4) if network == "spiking_conv" else (8,)
+    stream = stream or permuted(data(shape), experiences=3, seed=1).with_reveal(reveal)
+    options = {"neuron": LIF(beta=0.5, v_th=0.1)} if network.startswith("spiking") else {}
+    if network == "spiking_conv":
+        options |= {"channels": (6,), "kernel": 2, "pool_size": 1}
+    else:
+        options |= {"hidden": (12,) if network == "spiking_recurrent" else (12, 9)}
     return Learner(
         stream=stream,
-        network=NETWORKS.get(network)(**options, bias=True).build((8,), 3),
+        network=NETWORKS.get(network)(**options, bias=True).build(shape, 3),
         encoder=Direct(steps=3),
         trainer=Bptt(),
         methods=(METHODS.get(method)() if isinstance(method, str) else method,),
@@ -103,8 +119,7 @@ def held(method: Method) -> dict[int, int]:
     return found
 
 
-@each_method
-@each_network
+@every_pair
 @each_optimiser
 def test_runs_and_learns(method, network, optimiser):
     learner = learner_of(method, network, optimiser)
@@ -118,8 +133,7 @@ def test_runs_and_learns(method, network, optimiser):
         assert p.grad is None
 
 
-@each_method
-@each_network
+@every_pair
 @each_optimiser
 def test_resumes_mid_task_bit_identically(method, network, optimiser):
     make = lambda: learner_of(method, network, optimiser)  # noqa: E731
@@ -162,8 +176,7 @@ def _keys(state):
             yield from _keys(value)
 
 
-@each_method
-@each_network
+@every_pair
 def test_bytes_are_those_of_the_tensors_held(method, network):
     learner, most = learner_of(method, network), 0
     for tick in learner.ticks():
@@ -209,8 +222,7 @@ def test_hidden_task_ids_never_arrive(method, network, monkeypatch):
     assert set(asked) <= {None}
 
 
-@each_method
-@each_network
+@every_pair
 def test_prediction_and_tests_leave_it_as_it_was(method, network):
     learner, before = learner_of(method, network), None
     generator = torch.get_rng_state()
@@ -221,6 +233,12 @@ def test_prediction_and_tests_leave_it_as_it_was(method, network):
             assert all(torch.equal(t, before[0][n]) for n, t in now[0].items())
         before = now if tick.kind == "test" else None
     assert torch.equal(torch.get_rng_state(), generator)
+
+
+@pytest.mark.parametrize(("method", "network"), sorted(REFUSED))
+def test_what_is_refused_is_named(method, network):
+    with pytest.raises(PairingError, match=f"method '{method}'.*hidden1.recurrent.*use a network"):
+        learner_of(method, network)
 
 
 @each_method

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from spikecl.experiments import load_config
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -21,3 +23,9 @@ def test_an_example_runs(path, tmp_path):
     assert done.stdout
     assert not done.stderr
     assert not list(tmp_path.iterdir()), "an example cleans up behind it"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.toml")), ids=lambda path: path.name)
+def test_a_configuration_is_valid_and_says_how_to_run_it(path):
+    load_config(path)
+    assert f"spikecl run examples/{path.relative_to(EXAMPLES)}" in path.read_text()

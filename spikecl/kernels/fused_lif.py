@@ -104,7 +104,7 @@ def _forward(
         if p.late and not p.soft:
             v = _reset(v, fired, p)
         torch.mul(v, p.beta, out=u[t])
-        u[t].add_(x[t], alpha=p.scale)
+        u[t].add_(x[t] if p.scale == 1 else x[t] * p.scale)  # alpha= rounds once, not twice
         if p.drift:
             u[t].add_(p.drift)
         if p.late and p.soft:

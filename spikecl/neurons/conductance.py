@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spikecl.components import component
-from spikecl.errors import UsageError
+from spikecl.errors import ConfigError, UsageError
 from spikecl.neurons.neuron import Reset, Resetting, State
 from spikecl.neurons.values import Positive, Real, Value, exp
 
@@ -55,7 +55,7 @@ class ConductanceLIF(Resetting):
         v_reset: Membrane after a spike.
         v_scale: Millivolts that count as 1 for the surrogate.
         dt: Length of a step.
-        reset: See :class:`Reset`.
+        reset: ``value`` or ``none``.
     """
 
     tau_mem: Positive = 20.0
@@ -73,6 +73,15 @@ class ConductanceLIF(Resetting):
     def cells(self, x: Tensor) -> torch.Size:
         """Return the shape behind the axis of the two kinds of synapses."""
         return x.shape[2:]
+
+    def __post_init__(self) -> None:
+        """Refuse resets that make no sense of a membrane in millivolts."""
+        Resetting.__post_init__(self)
+        if self.reset in (Reset.SOFT, Reset.ZERO):
+            raise ConfigError(
+                f"ConductanceLIF.reset: got '{self.reset}', which would leave the membrane above a "
+                "threshold in millivolts; use 'value' or 'none'"
+            )
 
     def silence(self, x: Tensor) -> State:
         """Return closed channels and a membrane at rest."""

@@ -137,9 +137,9 @@ def compare(library, modules, network, x):
 
 
 def gradients(out, weight, parameters):
-    wanted = [p for p, _ in parameters if p.requires_grad]
-    found = iter(torch.autograd.grad((out * weight).sum(), wanted))
-    return [next(found) * slope if p.requires_grad else None for p, slope in parameters]
+    wanted = [(p, slope) for p, slope in parameters if p.requires_grad]
+    found = torch.autograd.grad((out * weight).sum(), [p for p, _ in wanted])
+    return [gradient * slope for gradient, (_, slope) in zip(found, wanted)]
 
 
 def our_parameters(network):
@@ -178,12 +178,10 @@ def their_parameters(modules):
 
 
 def same_gradients(ours, theirs):
-    """Compare each pair in norm and entry by entry; a parameter that is constant has none."""
+    """Compare each pair in norm and entry by entry."""
     assert len(ours) == len(theirs)
+    assert any(bool(b.any()) for b in theirs)
     for a, b in zip(ours, theirs):
-        assert (a is None) == (b is None)
-        if b is not None:
-            b = b.reshape(a.shape)
-            assert float(b.norm()) > 0
-            assert float((a - b).norm()) <= 1e-8 * float(b.norm())
-            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8 * float(b.abs().max()))
+        b = b.reshape(a.shape)
+        assert float((a - b).norm()) <= 1e-8 * float(b.norm())
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8 * float(b.abs().max()))

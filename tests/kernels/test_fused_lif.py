@@ -88,7 +88,8 @@ def solve(kernel, neuron, x, v, waiting, w_spikes, w_last, w_waiting):
 def assert_equal_to_reference(neuron, given, tolerance, kernel=fused):
     ours, expected = solve(kernel, neuron, *given), solve(reference, neuron, *given)
     assert torch.equal(ours[0], expected[0])
-    for a, b in zip(ours[1:], expected[1:], strict=True):
+    assert torch.equal(ours[1], expected[1])  # or a chunk of one step could tip a spike over
+    for a, b in zip(ours[2:], expected[2:], strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)

@@ -105,7 +105,7 @@ def resnet18_parameters(width, classes):
     count += 3 * width * 9 + 2 * width
     n = width
     for m in channels:
-        for block in range(2):
+        for _ in range(2):
             count += n * m * 9 + 2 * m + m * m * 9 + 2 * m
             if n != m:
                 count += n * m + 2 * m
@@ -201,9 +201,7 @@ def test_a_shortcut_adds_spikes_to_the_current():
 
 @pytest.mark.parametrize("shape", [(9, 7, 3), (32, 32, 3), (1, 1)])
 def test_values_per_neuron_fit_strided_maps(shape):
-    spec = SpikingResNet(
-        width=2, blocks=(1, 1, 1), neuron=LIF(), learns=("v_th",), per_neuron=True
-    )
+    spec = SpikingResNet(width=2, blocks=(1, 1, 1), neuron=LIF(), learns=("v_th",), per_neuron=True)
     network = spec.build(shape, 3)
     assert bool(network(torch.rand(2, 2, *shape)).logits.isfinite().all())
     for name, size in sizes(network, shape).items():

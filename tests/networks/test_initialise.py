@@ -4,7 +4,8 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from spikecl.networks import Mlp, SpikingMlp, initialise
+from spikecl.networks import Mlp, SpikingMlp, SpikingRecurrentNet, initialise
+from spikecl.neurons import PLIF
 from spikecl.seeds import Seeds
 
 
@@ -77,3 +78,53 @@ def test_parameters_stay_leaves_of_the_graph():
     network = SpikingMlp(hidden=(8,)).build((6,), 4)
     initialise(network, Seeds(0))
     assert all(p.is_leaf and p.requires_grad and p.grad is None for p in network.parameters())
+
+
+OPTIONS = {"delay": 6, "norm": "batch", "standardise": True, "bias": True, "neuron": PLIF()}
+
+
+def test_delays_are_drawn_evenly_over_the_range():
+    network = SpikingMlp(hidden=(400,), delay=6).build((20,), 4)
+    initialise(network, Seeds(0))
+    delays = network.weights()["hidden1.delay"].detach().flatten()
+    assert kstest(delays.numpy(), "uniform", args=(0, 6)).pvalue > 0.001
+    again = SpikingMlp(hidden=(400,), delay=6).build((20,), 4)
+    initialise(again, Seeds(1))
+    assert not torch.equal(again.weights()["hidden1.delay"].detach().flatten(), delays)
+
+
+def test_options_do_not_change_the_weights_that_are_drawn():
+    plain = weights()
+    network = SpikingMlp(hidden=(8, 5), **OPTIONS).build((6,), 4)
+    initialise(network, Seeds(0))
+    for name in plain:
+        assert torch.equal(network.weights()[name].detach(), plain[name])
+
+
+def test_a_recurrent_synapse_has_a_generator_of_its_own():
+    network = SpikingRecurrentNet(hidden=(6,)).build((6,), 4)
+    initialise(network, Seeds(0))
+    w = network.weights()
+    assert not torch.equal(w["hidden1.weight"], w["hidden1.recurrent.weight"])
+    assert torch.equal(w["hidden1.weight"].detach(), weights(hidden=(6,))["hidden1.weight"])
+
+
+def test_everything_starts_over():
+    """Whatever a network went through: a second run on it begins as the first one did."""
+    network = SpikingMlp(hidden=(8, 5), **OPTIONS).build((6,), 4)
+    initialise(network, Seeds(0))
+    first = {n: t.clone() for n, t in network.state_dict().items()}
+    assert any("norm.variance" in n for n in first) and any("neuron.beta" in n for n in first)
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            tensor.mul_(0.3).add_(1)
+    initialise(network, Seeds(0))
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, first[name]), name
+
+
+@pytest.mark.parametrize("name", ["hidden1.gain", "hidden1.norm.gain"])
+def test_gains_start_at_one(name):
+    network = SpikingMlp(hidden=(8, 5), **OPTIONS).build((6,), 4)
+    initialise(network, Seeds(0))
+    assert network.weights()[name].tolist() == [1.0] * 8

@@ -60,7 +60,7 @@ def lif_by_hand(w, x, beta, v_th, *, kept):
 
 
 def plif_by_hand(w, x, beta, v_th):
-    """Fang et al. 2021, equation 8, tau = 1 / (1 - beta), hard reset, gradient kept, fires at >=."""
+    """Fang et al. 2021, equation 8: hard reset, gradient kept, fires at >=."""
     v, total, tau = 0.0, 0.0, 1 / (1 - beta)
     for step in x:
         h = v + (step @ w["hidden1.weight"].T - v) / tau

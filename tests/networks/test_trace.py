@@ -145,7 +145,8 @@ def test_neurons_that_draw_are_recorded_with_a_generator():
     network = SpikingMlp(hidden=(3,), neuron=LIF(noise=0.5)).build((4,), 2)
     x = torch.rand(6, 2, 4)
     a, b = (
-        network.record(x, generator=torch.Generator().manual_seed(s))["hidden1"]["v"] for s in (0, 1)
+        network.record(x, generator=torch.Generator().manual_seed(s))["hidden1"]["v"]
+        for s in (0, 1)
     )
     assert not np.array_equal(a, b)
     with pytest.raises(UsageError, match=r"pass a torch\.Generator"):

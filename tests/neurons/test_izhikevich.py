@@ -53,13 +53,19 @@ def test_first_spikes_are_those_of_the_published_program(pattern):
         assert ours.any() and np.argmax(ours) == np.argmax(theirs) - 1
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_rates_are_those_of_the_published_program_for_short_steps(pattern):
+def test_rates_are_those_of_the_published_program_for_short_steps():
     """At 0.1 ms the overshoot of the program is small; the two differ by a spike or so."""
-    x = np.full(4000, 10.0)
-    ours = run(x, Izhikevich(dt=0.1, **pattern))
-    theirs = published(x, -70.0, -14.0, dt=0.1, **pattern)
-    assert ours.sum() >= 5 and abs(ours.sum() - theirs.sum()) <= 0.05 * theirs.sum() + 1
+    values = {k: torch.tensor([p[k] for p in PATTERNS], dtype=torch.float64) for k in REGULAR}
+    x = torch.full((4000, 1, 5), 10.0, dtype=torch.float64)
+    ours = scan(x, None, Izhikevich(dt=0.1, **values))[0].sum((0, 1)).numpy()
+    b = values["b"]
+    v = Izhikevich(b=b).rest(x[0]).v[0]
+    theirs = [
+        published(x[:, 0, 0].numpy(), float(v[k]), float(v[k] * b[k]), dt=0.1, **PATTERNS[k]).sum()
+        for k in range(5)
+    ]
+    assert ours.min() >= 5
+    np.testing.assert_allclose(ours, theirs, rtol=0.05, atol=1)
 
 
 @pytest.mark.parametrize("substeps", [1, 2, 4, 16])

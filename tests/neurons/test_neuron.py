@@ -204,7 +204,8 @@ WITH_MEMBRANES = [
 @pytest.mark.parametrize("refractory", [0, 2])
 def test_noise_has_its_standard_deviation(neuron, refractory):
     n, sd = 20_000, 0.7
-    x = torch.zeros((1, 2, n) if isinstance(neuron, ConductanceLIF) else (1, n), **FLOAT64)
+    cells = (2, n // 4) if isinstance(neuron, ConductanceLIF) else (n // 4,)
+    x = torch.zeros(4, *cells, **FLOAT64)
     options = {"refractory": refractory, "integrate_refractory": True}
     _, quiet = step(x, None, replace(neuron, **options))
     _, noisy = step(x, None, replace(neuron, **options, noise=sd), generator(3))
@@ -213,6 +214,8 @@ def test_noise_has_its_standard_deviation(neuron, refractory):
     assert drawn.std().item() == pytest.approx(sd, rel=4 / math.sqrt(2 * n))
     assert abs(drawn.mean().item()) < 4 * sd / math.sqrt(n)
     assert kstest(drawn.numpy() / sd, "norm").pvalue > 1e-4
+    pairs = torch.corrcoef(drawn.view(4, -1))[~torch.eye(4, dtype=torch.bool)]
+    assert bool((pairs.abs() < 5 / math.sqrt(n // 4)).all())  # samples have noise of their own
     for name, other in quiet._asdict().items():  # the membrane alone
         if name != "v" and other is not None:
             assert torch.equal(other, getattr(noisy, name))
@@ -323,6 +326,16 @@ def test_a_chance_spike_resets_and_a_missed_one_does_not():
     spikes, state = step(x, None, neuron, generator())
     assert 0 < float(spikes.mean()) < 1
     assert torch.equal(state.v, torch.where(spikes > 0, -3.0, x))
+
+
+@pytest.mark.parametrize("form", ["sigmoid", "exponential"])
+def test_chance_is_drawn_for_every_sample_neuron_and_step(form):
+    neuron = LIF(beta=0.0, v_th=1.0, reset=Reset.NONE, escape=Escape(form=form, rate=0.7))
+    spikes, _ = run(torch.ones(20, 20, 20, **FLOAT64), neuron, drawn=generator())
+    for axis in range(3):
+        rows = spikes.movedim(axis, 0).flatten(1)
+        pairs = torch.corrcoef(rows)[~torch.eye(20, dtype=torch.bool)]
+        assert bool((pairs.abs() < 5 / math.sqrt(400)).all())
 
 
 @pytest.mark.parametrize("form", ["sigmoid", "exponential"])

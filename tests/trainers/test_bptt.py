@@ -5,11 +5,13 @@ import torch
 from torch.nn import functional
 
 from spikecl.encoding import Direct, InputStatistics, Rate
-from spikecl.networks import Mlp, SpikingMlp, initialise
-from spikecl.neurons import LIF, FastSigmoid, Reset
+from spikecl.errors import UsageError
+from spikecl.networks import Mlp, SpikingMlp, SpikingRecurrentNet, initialise
+from spikecl.neurons import LIF, PLIF, FastSigmoid, Reset
+from spikecl.neurons.neuron import leaves
 from spikecl.seeds import Seeds
 from spikecl.streams.reveal import Reveal
-from spikecl.trainers import Bptt, Trainer
+from spikecl.trainers import Bptt, PerStep, Trainer
 
 B, IN, CLASSES = 6, 10, 3
 LABELS = torch.tensor([0, 1, 2, 2, 1, 0])
@@ -165,3 +167,82 @@ def test_any_loss_of_the_logits_will_do(network, x):
 def test_it_needs_labels_and_nothing_else():
     assert issubclass(Bptt, Trainer)
     assert Bptt.needs == Reveal.LABELS
+
+
+def made(spec):
+    network = spec.build((IN,), CLASSES).double()
+    initialise(network, Seeds(2))
+    return network
+
+
+def spikes(steps=5):
+    generator = torch.Generator().manual_seed(0)
+    return (torch.rand(steps, B, IN, generator=generator) < 0.5).double()
+
+
+def test_units_are_dropped_in_training_alone_and_by_the_generator():
+    network = made(SpikingMlp(hidden=(8,), neuron=LIF(beta=0.5, v_th=0.2), dropout=0.5))
+    plain = made(SpikingMlp(hidden=(8,), neuron=LIF(beta=0.5, v_th=0.2)))
+    with pytest.raises(UsageError, match=r"pass a torch\.Generator"):
+        Bptt().factors(network, spikes(), loss_of)
+    draws = [torch.Generator().manual_seed(seed) for seed in (0, 0, 1)]
+    a, b, c = (Bptt().factors(network, spikes(), loss_of, generator=g) for g in draws)
+    assert torch.equal(a.logits, b.logits) and not torch.equal(a.logits, c.logits)
+    tested = Bptt().factors(network, spikes(), loss_of, training=False)
+    assert torch.equal(tested.logits, Bptt().factors(plain, spikes(), loss_of).logits)
+    # rows that were dropped transmit nothing, so their weights get no gradient from the sample
+    rows = a.synapses["readout"].transmitted
+    assert bool((rows == 0).any()) and bool((rows[rows > 0] > 1 / 5).all())
+
+
+def test_state_goes_in_and_comes_out():
+    network = made(SpikingRecurrentNet(hidden=(8,), neuron=LIF(beta=0.9, v_th=0.2)))
+    whole = network(spikes())
+    first = Bptt().factors(network, spikes()[:2], loss_of)
+    second = Bptt().factors(network, spikes()[2:], loss_of, state=first.state)
+    torch.testing.assert_close((2 * first.logits + 3 * second.logits) / 5, whole.logits.detach())
+    for a, b in zip(leaves(second.state), leaves(whole.state), strict=True):
+        torch.testing.assert_close(a.detach(), b.detach())
+
+
+def test_parameters_of_neurons_and_norms_are_direct():
+    network = made(SpikingMlp(hidden=(8,), neuron=PLIF(v_th=0.1), norm="batch"))
+    factors = Bptt().factors(network, spikes(), loss_of)
+    assert list(factors.direct) == [
+        "hidden1.norm.gain",
+        "hidden1.norm.shift",
+        "hidden1.neuron.beta",
+    ]
+    assert list(factors.synapses) == ["hidden1", "readout"]
+    assert list(factors.statistics) == ["hidden1.norm.mean", "hidden1.norm.variance"]
+    loss = loss_of(network(spikes(), training=True).logits)
+    expected = torch.autograd.grad(loss, [network.weights()[name] for name in factors.direct])
+    for found, gradient in zip(factors.direct.values(), expected, strict=True):
+        assert bool(gradient.any()) and not found.requires_grad
+        torch.testing.assert_close(found, gradient, rtol=1e-9, atol=1e-12)
+    assert not Bptt().factors(network, spikes(), loss_of, training=False).statistics
+
+
+def test_a_parameter_that_nothing_depends_on_has_no_gradient():
+    """An optimiser leaves it then, its weight decay too."""
+    neuron = LIF(beta=0.5, v_th=0.2, reset=Reset.SOFT)  # never looks at v_reset
+    network = made(SpikingMlp(hidden=(8,), neuron=neuron, learns=("beta", "v_reset")))
+    assert list(Bptt().factors(network, spikes(), loss_of).direct) == ["hidden1.neuron.beta"]
+
+
+@pytest.mark.parametrize("readout", ["mean_rate", "mean_current", "max"])
+def test_a_loss_of_every_step_gets_them(readout):
+    network = made(SpikingMlp(hidden=(8,), neuron=LIF(beta=0.5, v_th=0.2), readout=readout))
+    shapes = []
+
+    def loss(steps):
+        shapes.append(tuple(steps.shape))
+        return steps.square().mean()
+
+    factors = Bptt().factors(network, spikes(), PerStep(loss))
+    assert shapes == [(1 if readout == "mean_rate" else 5, B, CLASSES)]
+    assert factors.logits.shape == (B, CLASSES)
+    value = network(spikes()).steps.square().mean()
+    expected = torch.autograd.grad(value, list(network.weights().values()))
+    for name, gradient in zip(network.weights(), expected, strict=True):
+        torch.testing.assert_close(gradients(factors)[name], gradient, rtol=1e-9, atol=1e-12)

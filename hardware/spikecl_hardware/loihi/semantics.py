@@ -50,12 +50,13 @@ class _Registers:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value out of range and TypeError for anything but int64."""
-        for name, allowed in _ranges(type(self)):
+        kind: Any = type(self)
+        for name, allowed in _ranges(kind):
             _check_range(name, getattr(self, name), allowed)
 
 
 @cache
-def _ranges(cls: type) -> tuple[tuple[str, range], ...]:
+def _ranges(cls: Any) -> tuple[tuple[str, range], ...]:
     hints = get_type_hints(cls, include_extras=True)
     return tuple((n, r) for n, h in hints.items() for r in getattr(h, "__metadata__", ()))
 

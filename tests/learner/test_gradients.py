@@ -1,0 +1,149 @@
+"""From factors to the gradients of what is stored; and who may touch which of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from spikecl.continual import Finetune, Hlop
+from spikecl.encoding import Direct
+from spikecl.errors import PairingError
+from spikecl.learner import Learner, TrainPlan, form_gradients
+from spikecl.networks import (
+    Factor,
+    SpikingConvNet,
+    SpikingMlp,
+    SpikingRecurrentNet,
+    initialise,
+)
+from spikecl.neurons import LIF, PLIF, ConductanceLIF
+from spikecl.optim import Adam, Sgd
+from spikecl.seeds import Seeds
+from spikecl.streams import DOMAIN_IL, Experience, Samples, Stream
+from spikecl.streams.events import Part
+from spikecl.streams.stream import EvalSet
+from spikecl.trainers import Bptt
+
+CPU, N, T, CLASSES = torch.device("cpu"), 16, 4, 3
+
+
+def stream_of(*sizes, image=False):
+    sets = []
+    for i, size in enumerate(sizes):
+        shape = (size, 4, 4) if image else (size, N)
+        x = torch.rand(shape, generator=torch.Generator().manual_seed(i))
+        sets.append(Samples((Part(x, torch.arange(size) % CLASSES, torch.arange(size)),)))
+    events = [Experience(i, s, (0, 1, 2), task=i) for i, s in enumerate(sets)]
+    tests = {f"task{i}": EvalSet(s, (0, 1, 2), (i,)) for i, s in enumerate(sets)}
+    shape = (4, 4) if image else (N,)
+    return Stream("made", {}, 0, DOMAIN_IL, CLASSES, shape, len(events), lambda i: events[i], tests)
+
+
+def learner_of(spec, method, *, optimiser=None, image=False):
+    stream = stream_of(12, 12, image=image)
+    return Learner(
+        stream=stream,
+        network=spec.build(stream.input_shape, CLASSES),
+        encoder=Direct(steps=T),
+        trainer=Bptt(),
+        methods=(method,),
+        optimiser=optimiser or Sgd(lr=0.2),
+        plan=TrainPlan(batch=4, epochs=2),
+        seeds=Seeds(1),
+        device=CPU,
+    )
+
+
+def moved(learner):
+    """Names of the parameters that moved in each experience."""
+    found, before = [], None
+    for tick in learner.ticks():
+        if tick.kind == "event":
+            now = {n: p.detach().clone() for n, p in learner.network.weights().items()}
+            if before is not None:
+                found.append({n for n in now if not torch.equal(now[n], before[n])})
+            before = now
+    return found
+
+
+def test_every_parameter_has_a_gradient_and_a_changed_factor_counts():
+    network = SpikingMlp(hidden=(6,), neuron=PLIF(v_th=0.2), bias=True, norm="batch").build((N,), 3)
+    initialise(network, Seeds(0))
+    x, y = torch.rand(T, 5, N), torch.arange(5) % 3
+    factors = Bptt().factors(network, x, lambda z: functional.cross_entropy(z, y))
+    found = form_gradients(network, factors.synapses, factors.direct)
+    assert found.keys() == network.weights().keys()
+    f = factors.synapses["readout"]
+    other = {**factors.synapses, "readout": Factor(f.x, 2 * f.delta, f.transmitted)}
+    twice = form_gradients(network, other, factors.direct)
+    for name in found:
+        times = 2 if name.startswith("readout") else 1
+        torch.testing.assert_close(twice[name], times * found[name])
+    assert all(p.grad is None for p in network.parameters())
+
+
+LIVELY = LIF(beta=0.5, v_th=0.3)
+TRAINABLE = {
+    "plif": SpikingMlp(hidden=(9,), neuron=PLIF(v_th=0.2), bias=True),
+    "norm": SpikingMlp(hidden=(9,), neuron=LIVELY, norm="batch"),
+    "both": SpikingMlp(
+        hidden=(9,), neuron=LIVELY, norm="batch", learns=("beta", "v_th"), per_neuron=True
+    ),
+    "conv": SpikingConvNet(
+        channels=(4,), kernel=3, pool_size=1, neuron=PLIF(v_th=0.2), norm="batch"
+    ),
+}
+
+
+@pytest.mark.parametrize("optimiser", [Sgd(lr=0.2, momentum=0.9), Adam(lr=0.01)])
+@pytest.mark.parametrize("faithful", [False, True])
+@pytest.mark.parametrize("kind", TRAINABLE)
+def test_hlop_freezes_what_is_no_weight_after_the_first_experience(kind, faithful, optimiser):
+    method = Hlop(rows=(2,), faithful=faithful)
+    learner = learner_of(TRAINABLE[kind], method, optimiser=optimiser, image=kind == "conv")
+    weights = {f"{path}.weight" for path in learner.network.synapses}
+    others = learner.network.weights().keys() - weights
+    first, second = moved(learner)
+    assert others and first >= others - {n for n in others if n.endswith("bias")}
+    assert second == weights
+    free = learner_of(TRAINABLE[kind], Finetune(), optimiser=optimiser, image=kind == "conv")
+    assert moved(free)[1] >= others - {n for n in others if n.endswith("bias")}
+
+
+MAPPED = {
+    "Standardise": SpikingMlp(hidden=(9,), standardise=True),
+    "Dale": SpikingMlp(hidden=(9,), excitatory=0.8),
+    "SynapticDelays": SpikingMlp(hidden=(9,), delay=2),
+    "NoAutapses": SpikingRecurrentNet(hidden=(9,)),
+    "SplitSigns": SpikingMlp(hidden=(9,), neuron=ConductanceLIF()),
+}
+
+
+@pytest.mark.parametrize("optimiser", [Sgd(), Adam()])
+@pytest.mark.parametrize("faithful", [False, True])
+@pytest.mark.parametrize("kind", MAPPED)
+def test_hlop_refuses_weights_behind_maps(kind, faithful, optimiser):
+    with pytest.raises(PairingError, match=rf"method 'hlop' protects weights.*\({kind}\)"):
+        learner_of(MAPPED[kind], Hlop(faithful=faithful), optimiser=optimiser)
+
+
+def test_hlop_keeps_old_responses_of_a_convolution():
+    """Rows are patches: what the first task's patches gave, they give after the second."""
+    spec = SpikingConvNet(channels=(4,), kernel=2, pool_size=1, neuron=LIF(beta=0.5, v_th=0.2))
+    for method, kept in ((Hlop(rows=(3,), rate=1.0, iterations=20), True), (Finetune(), False)):
+        learner = learner_of(spec, method, image=True)
+        weight = learner.network.weights()["conv1.weight"]
+        after = []
+        for tick in learner.ticks():
+            if tick.kind == "event":
+                after.append(weight.detach().clone())
+        if not kept:
+            baseline = (after[2] - after[1]).flatten(1)
+            continue
+        lateral = learner.methods.methods["hlop"].lateral["conv1"]
+        change = (after[2] - after[1]).flatten(1)
+        old = lateral.old[:3]
+        assert len(lateral.old) == 4  # all four directions of a 2x2 patch are taken in the end
+        assert float((change @ old.T).abs().max()) < 1e-6 * float(change.abs().max()) + 1e-8
+    assert float((baseline @ old.T).abs().max()) > 1e-3

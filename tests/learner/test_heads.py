@@ -1,0 +1,319 @@
+"""Heads: which outputs compete, who learns, and which head answers."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from spikecl.encoding import Direct, StepCrossEntropy
+from spikecl.errors import PairingError
+from spikecl.learner import Heads, Learner, TrainPlan
+from spikecl.networks import Mlp, SpikingMlp, initialise
+from spikecl.neurons import LIF
+from spikecl.optim import Sgd
+from spikecl.seeds import Seeds
+from spikecl.storage import join, split
+from spikecl.streams import (
+    CLASS_IL,
+    DOMAIN_IL,
+    TASK_FREE,
+    TASK_IL,
+    Adapt,
+    Batch,
+    Experience,
+    Reveal,
+    Samples,
+    Stream,
+)
+from spikecl.streams.events import Part
+from spikecl.streams.stream import EvalSet
+from spikecl.trainers import Bptt
+
+CPU, N, CLASSES, T = torch.device("cpu"), 5, 6, 3
+PAIRS = ((0, 1), (2, 3), (4, 5))
+
+
+def samples(seed, size, classes):
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.tensor(classes)[torch.arange(size) % len(classes)]
+    centres = torch.rand(CLASSES, N, generator=torch.Generator().manual_seed(99))
+    x = centres[y] + 0.2 * torch.rand(size, N, generator=generator)
+    return Samples((Part(x, y, torch.arange(size)),))
+
+
+def stream_of(reveal=TASK_IL, *, classes=PAIRS, extra=()):
+    events = [Experience(i, samples(i, 8, c), c, task=i) for i, c in enumerate(classes)]
+    events += extra
+    sets = {f"task{i}": EvalSet(samples(50 + i, 12, c), c, (i,)) for i, c in enumerate(classes)}
+    return Stream("made", {}, 0, reveal, CLASSES, (N,), len(events), lambda i: events[i], sets)
+
+
+def learner_of(stream, head, *, network=None, methods=(), loss=None, **plan):
+    outputs = Heads(head, stream, CPU).outputs
+    network = network or SpikingMlp(
+        hidden=(9,), neuron=LIF(beta=0.5, v_th=0.2), readout="mean_current"
+    )
+    return Learner(
+        stream=stream,
+        network=network.build((N,), outputs),
+        encoder=Direct(steps=T),
+        trainer=Bptt(),
+        methods=methods,
+        optimiser=Sgd(lr=0.3),
+        plan=TrainPlan(**{"batch": 4, "epochs": 2, **plan}),
+        seeds=Seeds(3),
+        device=CPU,
+        loss=loss,
+        head=head,
+    )
+
+
+def run(learner):
+    return [row for tick in learner.ticks() for row in tick.rows]
+
+
+def batch_of(y):
+    return Batch(torch.zeros(len(y), N), torch.tensor(y), None)
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- single -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+def test_single_with_tasks_competes_within_the_sample_s_task(per_step):
+    heads = Heads("single", stream_of(), CPU)
+    heads.begin(stream_of()[1])
+    outputs = random(*((T,) if per_step else ()), 4, CLASSES)
+    logits = heads.train(outputs, batch_of([2, 0, 3, 1]))  # two of them from a memory
+    for b, allowed in enumerate(((2, 3), (0, 1), (2, 3), (0, 1))):
+        for c in range(CLASSES):
+            wanted = outputs[..., b, c] if c in allowed else torch.tensor(-math.inf)
+            assert torch.equal(logits[..., b, c], wanted.expand(outputs[..., b, c].shape))
+    assert torch.equal(heads.test(outputs, 1), outputs)
+
+
+@pytest.mark.parametrize("reveal", [CLASS_IL, DOMAIN_IL, TASK_FREE, TASK_IL & ~Reveal.CLASSES])
+def test_single_without_tasks_leaves_the_outputs(reveal):
+    heads = Heads("single", stream_of(reveal), CPU)
+    heads.begin(stream_of()[0])
+    outputs = random(4, CLASSES)
+    assert heads.train(outputs, batch_of([0, 1, 0, 1])) is outputs
+    assert heads.outputs == CLASSES
+
+
+# ---- growing ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reveal", [CLASS_IL, TASK_IL, TASK_FREE])
+def test_growing_gives_unseen_classes_no_probability(reveal):
+    stream = stream_of(reveal)
+    heads = Heads("growing", stream, CPU)
+    heads.begin(stream[0])
+    outputs = random(2, CLASSES)
+    assert torch.equal(heads.test(outputs, None), outputs)  # untrained: nothing to go by
+    p = heads.train(outputs, batch_of([0, 1])).softmax(1)
+    assert not p[:, 2:].any() and torch.allclose(p.sum(1), torch.ones(2))
+    for y, seen in (([2, 2], 3), ([3, 0], 4)):
+        if len({0, 1, *y}) > 3:
+            heads.begin(stream[1])
+        p = heads.train(outputs, batch_of(y)).softmax(1)
+        assert not p[:, seen:].any()
+        q = heads.test(outputs, None).softmax(1)
+        assert not q[:, seen:].any() and bool((q[:, :seen] > 0).all())
+        torch.testing.assert_close(q[:, :seen], outputs[:, :seen].softmax(1))
+    assert heads.outputs == CLASSES
+
+
+def test_growing_in_a_run_predicts_seen_classes_and_trains_their_rows_alone():
+    learner = learner_of(stream_of(CLASS_IL), "growing")
+    start = learner.network.weights()["readout.weight"].detach().clone()
+    answers, seen = {}, {}
+    plain = learner.heads.test
+
+    def spy(outputs, task):
+        logits = plain(outputs, task)
+        answers.setdefault(learner.at.event, set()).update(logits.argmax(1).tolist())
+        return logits
+
+    learner.heads.test = spy
+    for tick in learner.ticks():
+        if tick.kind == "event":
+            seen[tick.position.event] = learner.heads.seen.tolist()
+            rows = learner.network.weights()["readout.weight"].detach() != start
+            assert rows.any(1).tolist() == learner.heads.seen.tolist()
+    assert [sum(s) for s in seen.values()] == [0, 2, 4, 6]
+    assert answers[0] <= {0, 1} and answers[1] <= {0, 1, 2, 3}
+
+
+def test_what_was_seen_survives_the_state():
+    learner, states = learner_of(stream_of(CLASS_IL), "growing"), []
+    rows = []
+    for tick in learner.ticks():
+        rows += tick.rows
+        if tick.kind == "step" and tick.position.event == 1 and not states:
+            tensors, values = split(learner.state_dict())
+            states.append((len(rows), {n: t.clone() for n, t in tensors.items()}, values))
+    count, tensors, values = states[0]
+    other = learner_of(stream_of(CLASS_IL), "growing")
+    other.load_state_dict(join(tensors, json.loads(json.dumps(values))))
+    assert other.heads.seen.tolist() == [True] * 4 + [False] * 2
+    assert run(other) == rows[count:]
+    a, b = (split(m.state_dict())[0] for m in (learner, other))
+    assert all(torch.equal(a[n], b[n]) for n in a)
+
+
+# ---- multi --------------------------------------------------------------------------------------
+
+
+def test_multi_has_outputs_for_every_task_and_needs_their_identity():
+    assert Heads("multi", stream_of(), CPU).outputs == 3 * CLASSES
+    for missing in (Reveal.TASK_ID_TRAIN, Reveal.TASK_ID_EVAL):
+        name = missing.name.lower()
+        with pytest.raises(
+            PairingError, match=f"head 'multi' needs {name}, which stream 'made' hides"
+        ):
+            Heads("multi", stream_of(TASK_IL & ~missing), CPU)
+    with pytest.raises(PairingError, match="task_id_train, task_id_eval"):
+        Heads("multi", stream_of(CLASS_IL), CPU)
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+@pytest.mark.parametrize("reveal", [TASK_IL, TASK_IL & ~Reveal.CLASSES])
+def test_multi_is_heads_computed_apart(per_step, reveal):
+    """One linear map for all heads equals one linear map for each."""
+    stream = stream_of(reveal)
+    heads = Heads("multi", stream, CPU)
+    weight, h = random(3 * CLASSES, N, seed=1), random(*((T,) if per_step else ()), 4, N)
+    for task in range(3):
+        heads.begin(stream[task])
+        own = h @ weight[task * CLASSES : (task + 1) * CLASSES].T
+        y = [PAIRS[task][i % 2] for i in range(4)]
+        logits = heads.train(h @ weight.T, batch_of(y))
+        closed = [c for c in range(CLASSES) if Reveal.CLASSES in reveal and c not in PAIRS[task]]
+        torch.testing.assert_close(
+            logits, own.index_fill(-1, torch.tensor(closed).long(), -math.inf)
+        )
+        torch.testing.assert_close(heads.test(h @ weight.T, task), own)
+    best = torch.stack([h @ weight[k : k + CLASSES].T for k in range(0, 18, 6)]).amax(0)
+    torch.testing.assert_close(heads.test(h @ weight.T, None), best)
+
+
+def test_rows_of_other_heads_get_no_gradient_at_all():
+    learner = learner_of(stream_of(), "multi")
+    weight = learner.network.weights()["readout.weight"]
+    before = weight.detach().clone()
+    for tick in learner.ticks():
+        if tick.kind == "event" and tick.position.event > 0:
+            task = tick.position.event - 1
+            moved = (weight.detach() != before).any(1).nonzero()[:, 0].tolist()
+            assert moved == [task * CLASSES + c for c in PAIRS[task]]
+            before = weight.detach().clone()
+
+
+def test_multi_in_a_run_is_a_script_with_one_readout_per_task():
+    spec = Mlp(hidden=(9,))
+    learner = learner_of(stream_of(), "multi", network=spec)
+    network = spec.build((N,), 3 * CLASSES)
+    initialise(network, Seeds(3))
+    hidden = network.weights()["hidden1.weight"].detach().clone().requires_grad_()
+    all_rows = network.weights()["readout.weight"].detach().view(3, CLASSES, 9)
+    readouts = [rows.clone().requires_grad_() for rows in all_rows]
+    run(learner)
+    mean, std = learner.statistics
+    for task, event in enumerate(learner.stream):
+        data = event.train.load()
+        x = (data.x - mean) / std
+        optimiser = torch.optim.SGD([hidden, readouts[task]], lr=0.3)
+        closed = torch.tensor([c for c in range(CLASSES) if c not in PAIRS[task]])
+        for epoch in range(2):
+            generator = Seeds(3).generator("order", event=task, epoch=epoch)
+            for picked in torch.randperm(8, generator=generator).split(4):
+                z = (x[picked] @ hidden.T).relu() @ readouts[task].T
+                loss = functional.cross_entropy(z.index_fill(1, closed, -math.inf), data.y[picked])
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+    found = learner.network.weights()
+    torch.testing.assert_close(found["hidden1.weight"].detach(), hidden.detach())
+    for task in range(3):
+        rows = found["readout.weight"].detach().view(3, CLASSES, 9)[task]
+        torch.testing.assert_close(rows, readouts[task].detach())
+
+    aware, agnostic = (m.final for m in learner.matrices())
+    for j, test in enumerate(learner.stream.eval_sets.values()):
+        data = test.samples.load()
+        h = (((data.x - mean) / std) @ hidden.T).relu()
+        own, every = h @ readouts[j].T, torch.stack([h @ r.T for r in readouts])
+        among = own[:, list(test.classes)].argmax(1)
+        right = torch.tensor(test.classes)[among] == data.y
+        assert aware[j] == pytest.approx(float(right.double().mean()))
+        best = every.amax(0).argmax(1)  # no task id: the best head of each class
+        assert agnostic[j] == pytest.approx(float((best == data.y).double().mean()))
+    assert (aware >= agnostic).all() and (aware > agnostic).any()
+
+
+def test_the_agnostic_accuracy_does_not_use_the_task():
+    """Heads that are right at home and loud abroad: aware all right, agnostic wrong."""
+    stream = stream_of(classes=((0, 1), (0, 1)))
+    heads = Heads("multi", stream, CPU)
+    learner = learner_of(stream, "multi")
+    run(learner)
+    outputs = torch.full((12, 2 * CLASSES), -9.0)
+
+    def answer(x, task, generator=None):
+        y = torch.tensor((0, 1))[torch.arange(12) % 2]
+        z = outputs.clone().view(12, 2, CLASSES)
+        z[torch.arange(12), task, y] = 1.0
+        z[torch.arange(12), 1 - task, 1 - y] = 2.0  # the other head is surer, and wrong
+        return z.view(12, -1)
+
+    learner._logits = answer
+    assert learner._accuracies("task0") == (1.0, 0.0)
+    assert heads.outputs == 2 * CLASSES
+
+
+@pytest.mark.parametrize("head", ["growing", "multi"])
+def test_unlabelled_data_are_scored_by_the_head(head):
+    """An Adapt event without an adapting method is a test among all classes seen."""
+    inputs = samples(70, 11, (0, 1, 2, 3))
+    stream = stream_of(extra=[Adapt(3, inputs, "noise", 2)])
+    learner = learner_of(stream, head)
+    (row,) = [r for r in run(learner) if r["phase"] == "adapt"]
+    data, (mean, std) = inputs.load(), learner.statistics
+    x = ((data.x - mean) / std).expand(T, -1, -1)
+    z = learner.network(x).logits.detach()
+    if head == "multi":
+        z = z.view(11, 3, CLASSES).amax(1)
+    assert row["value"] == pytest.approx(float((z.argmax(1) == data.y).double().mean()))
+    assert row["value"] > 0
+
+
+@pytest.mark.parametrize("head", ["single", "growing", "multi"])
+def test_a_loss_over_time_sees_the_same_classes(head):
+    """Per-step outputs [T, B, C], through the head."""
+    shapes = []
+
+    class Watched(StepCrossEntropy):
+        def __call__(self, output, labels):
+            shapes.append((tuple(output.shape), bool(output.isneginf().any())))
+            return StepCrossEntropy.__call__(self, output, labels)
+
+    learner = learner_of(stream_of(), head, loss=Watched())
+    run(learner)
+    assert set(shapes) == {((T, 4, CLASSES), True)}
+
+
+def test_heads_start_from_the_same_hidden_weights():
+    """The number of outputs changes the readout alone."""
+    first = [
+        learner_of(stream_of(), h).network.weights()["hidden1.weight"] for h in ("single", "multi")
+    ]
+    assert torch.equal(*first)

@@ -1,0 +1,194 @@
+"""What cannot work together is refused before anything starts; losses get what they ask for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from spikecl.encoding import (
+    CountMse,
+    CrossEntropy,
+    Direct,
+    FirstSpike,
+    MaxMembrane,
+    Rate,
+    Sequence,
+    StepCrossEntropy,
+    Tet,
+)
+from spikecl.errors import ConfigError, PairingError
+from spikecl.learner import Learner, TrainPlan, form_gradients
+from spikecl.learner.pairing import check_loss, check_membrane, check_time
+from spikecl.networks import SpikingMlp, initialise
+from spikecl.neurons import LIF
+from spikecl.optim import Sgd
+from spikecl.registry import ENCODINGS, LOSSES
+from spikecl.seeds import Seeds
+from spikecl.streams import DOMAIN_IL, Experience, Samples, Stream
+from spikecl.streams.events import Part
+from spikecl.streams.stream import EvalSet
+from spikecl.trainers import Bptt, PerStep
+
+CPU, N, T, CLASSES = torch.device("cpu"), 5, 4, 3
+
+
+def stream_of(*sizes, temporal=False):
+    sets = []
+    for i, size in enumerate(sizes):
+        shape = (size, 6, N) if temporal else (size, N)
+        x = torch.rand(shape, generator=torch.Generator().manual_seed(i))
+        sets.append(Samples((Part(x, torch.arange(size) % CLASSES, torch.arange(size)),)))
+    events = [Experience(i, s, (0, 1, 2), task=i) for i, s in enumerate(sets)]
+    tests = {f"task{i}": EvalSet(s, (0, 1, 2), (i,)) for i, s in enumerate(sets)}
+    shape = (6, N) if temporal else (N,)
+    return Stream(
+        "made", {}, 0, DOMAIN_IL, CLASSES, shape, len(events), lambda i: events[i], tests, temporal
+    )
+
+
+def learner_of(stream, *, encoder=None, loss=None, readout="mean_current", output=None, **plan):
+    network = SpikingMlp(
+        hidden=(7,), neuron=LIF(beta=0.5, v_th=0.2), readout=readout, output=output
+    ).build((N,), CLASSES)
+    return Learner(
+        stream=stream,
+        network=network,
+        encoder=encoder or Direct(steps=T),
+        trainer=Bptt(),
+        methods=(),
+        optimiser=Sgd(lr=0.1),
+        plan=TrainPlan(**{"batch": 4, **plan}),
+        seeds=Seeds(1),
+        device=CPU,
+        loss=loss,
+    )
+
+
+@pytest.mark.parametrize("name", ENCODINGS.names())
+@pytest.mark.parametrize("temporal", [False, True])
+def test_time_is_not_taken_for_features_nor_features_for_time(name, temporal):
+    encoder, stream = ENCODINGS.get(name)(), stream_of(8, temporal=temporal)
+    if encoder.temporal == temporal:
+        check_time(stream, encoder)
+        return
+    with pytest.raises(PairingError) as caught:
+        check_time(stream, encoder)
+    text = str(caught.value)
+    assert f"encoding '{name}' does not fit stream 'made'" in text
+    fitting = text.split("use one of: ")[1].split(", ")
+    assert {n for n in ENCODINGS.names() if ENCODINGS.get(n).temporal == temporal} == set(fitting)
+
+
+def test_the_learner_checks_before_it_draws():
+    network = SpikingMlp(hidden=(7,)).build((N,), CLASSES)
+    for options in ({"encoder": Sequence()}, {"loss": Tet(), "readout": "mean_rate"}):
+        with pytest.raises(PairingError):
+            learner_of(stream_of(8), **options)
+    assert not any(p.any() for p in network.parameters())
+    run = list(learner_of(stream_of(8, temporal=True), encoder=Sequence()).ticks())
+    assert run
+
+
+@pytest.mark.parametrize("name", LOSSES.names())
+def test_a_loss_over_time_needs_time_at_the_readout(name):
+    loss = LOSSES.get(name)()
+    networks = {
+        r: SpikingMlp(hidden=(7,), readout=r).build((N,), 3)
+        for r in ("mean_rate", "mean_current", "max")
+    }
+    for readout, network in networks.items():
+        if loss.per_step and readout == "mean_rate":
+            with pytest.raises(
+                PairingError, match=f"loss '{name}' looks at every step.*mean_current"
+            ):
+                check_loss(network, loss)
+        else:
+            check_loss(network, loss)
+    # neurons at the readout: no mean is taken before it
+    check_loss(SpikingMlp(hidden=(7,), output=LIF()).build((N,), 3), loss)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 3, 8, 16])
+def test_a_membrane_that_is_carried_needs_batches_of_one_size(batch):
+    stream = stream_of(8, 4)
+    fits = all(size % batch == 0 for size in (8, 4))
+    check_membrane(stream, TrainPlan(batch=batch))
+    if fits:
+        check_membrane(stream, TrainPlan(batch=batch, membrane="detach"))
+        return
+    with pytest.raises(ConfigError, match=rf"membrane='detach'.*make no batches of {batch}"):
+        check_membrane(stream, TrainPlan(batch=batch, membrane="detach"))
+    with pytest.raises(ConfigError):
+        learner_of(stream, batch=batch, membrane="detach")
+
+
+def by_hand(name, steps, labels):
+    """The loss in torch's own words, of outputs [T, B, C]."""
+    one_hot = functional.one_hot(labels, CLASSES).to(steps)
+    each = [functional.cross_entropy(z, labels) for z in steps]
+    return {
+        "cross_entropy": lambda: functional.cross_entropy(steps.mean(0), labels),
+        "step_cross_entropy": lambda: sum(each) / T,
+        "tet": lambda: (
+            0.95 * sum(each) / T + 0.05 * functional.mse_loss(steps, torch.ones_like(steps))
+        ),
+        "count_mse": lambda: functional.mse_loss(steps.mean(0), one_hot),
+        "max_membrane": lambda: functional.cross_entropy(steps.amax(0), labels),
+        "first_spike": lambda: functional.cross_entropy(
+            -(1 - steps).cumprod(0).sum(0) / (0.4 * 5.0), labels
+        ),
+    }[name]()
+
+
+SPIKES = LIF(beta=0.3, v_th=0.1)
+
+
+@pytest.mark.parametrize("name", LOSSES.names())
+@pytest.mark.parametrize("encoder", [Direct(steps=T), Rate(steps=T)], ids=["direct", "rate"])
+def test_every_loss_reaches_the_trainer(name, encoder):
+    """First step of a run against autograd through the steps; the right number of axes."""
+    loss = LOSSES.get(name)()
+    learner = learner_of(stream_of(8), encoder=encoder, loss=loss, output=SPIKES)
+    network = learner.network
+    start = {n: p.detach().clone().requires_grad_() for n, p in network.weights().items()}
+    list(zip(range(3), learner.ticks()))  # the test, the event, the first step
+    data = learner.stream[0].train.load()
+    picked = torch.randperm(8, generator=Seeds(1).generator("order"))[:4]
+    generator = Seeds(1).generator("encode")
+    x = encoder.encode(data.x[picked], learner.statistics, generator)
+    steps = network(x, weights=start).steps
+    assert steps.shape == (T, 4, CLASSES) and bool(steps.any())
+    expected = by_hand(name, steps, data.y[picked])
+    gradients = torch.autograd.grad(expected, list(start.values()))
+    assert float(learner._losses[0]) == pytest.approx(expected.item(), rel=1e-5)
+    for (n, p), gradient in zip(network.weights().items(), gradients, strict=True):
+        assert bool(gradient.any())
+        torch.testing.assert_close(p.detach(), start[n].detach() - 0.1 * gradient)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [CrossEntropy(), StepCrossEntropy(), Tet(), CountMse(), MaxMembrane(), FirstSpike()],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_factors_of_a_loss_over_time(loss):
+    network = SpikingMlp(hidden=(7,), neuron=LIF(beta=0.5, v_th=0.2), output=SPIKES)
+    network = network.build((N,), CLASSES).double()
+    initialise(network, Seeds(0))
+    x, y = torch.rand(T, 6, N).double() * 3, torch.arange(6) % 3
+
+    def output_loss(output):
+        assert output.dim() == (3 if loss.per_step else 2)
+        return loss(output, y)
+
+    wrapped = PerStep(output_loss) if loss.per_step else output_loss
+    factors = Bptt().factors(network, x, wrapped)
+    found = form_gradients(network, factors.synapses, factors.direct)
+    output = network(x)
+    value = loss(output.steps if loss.per_step else output.logits, y)
+    torch.testing.assert_close(factors.loss, value.detach())
+    torch.testing.assert_close(factors.logits, output.logits.detach())
+    wanted = torch.autograd.grad(value, list(network.weights().values()))
+    for name, gradient in zip(network.weights(), wanted, strict=True):
+        torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12)
