@@ -4,9 +4,9 @@
     python benchmarks/datasets.py --rows braille --validate    on validation splits, for tuning
 
 One task, all classes, 1 to 3 epochs; the files in ``examples/datasets`` say how each row is
-trained. Hyper-parameters were chosen with ``--validate`` and seed 100; test sets are read by the
-table alone. The linear classifier is scikit-learn's logistic regression on standardised inputs,
-every step of a recording an input of its own.
+trained. Test sets are read by the table alone; the notes say how hyper-parameters were chosen. The
+linear classifier is scikit-learn's logistic regression on standardised inputs, every step of a
+recording an input of its own.
 """
 
 from __future__ import annotations
@@ -36,6 +36,12 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cifar10 resnet, ordinary": ("cifar10_resnet.toml", ("network.name=resnet",)),
 }
 HELD_OUT = 0.1
+NOTES = [
+    "One task of all classes. Settings were chosen on a tenth of the training samples held out, "
+    "with seed 0, which is not among the seeds reported: 26 trials for Braille, 17 for spoken "
+    "digits, 5 for N-MNIST, one each for MNIST, Fashion-MNIST and the convolutional network on "
+    "CIFAR-10 (its ordinary twin takes the same settings); the residual networks were not tuned.",
+]
 
 
 def main() -> None:
@@ -49,7 +55,7 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/datasets"))
     parser.add_argument("--data-dir", type=Path)
     given = parser.parse_args()
-    first = given.first_seed if given.first_seed is not None else 100 if given.validate else 0
+    first = given.first_seed if given.first_seed is not None else 100 if given.validate else 1
     done: list[dict[str, Any]] = []
     baselines: dict[str, float] = {}
     for label in given.rows:
@@ -77,7 +83,7 @@ def main() -> None:
             }
         )
         if not given.validate:
-            write("datasets", "python benchmarks/datasets.py", {"rows": done})
+            write("datasets", "python benchmarks/datasets.py", {"notes": NOTES, "rows": done})
 
 
 def linear(data: Data) -> float:

@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from spikecl.encoding.decoders import Decoder
 from spikecl.interop.parts import Flatten, Neurons, Part, SynapticIntegrator
-from spikecl.interop.site import Modules, Site, number, sites
+from spikecl.interop.site import Modules, Site, ends, number, sites
 from spikecl.interop.surrogates import identify
 from spikecl.interop.torch_in import assemble, read_torch, with_tensors
 from spikecl.networks import Cells, Linear, Network, NoAutapses
@@ -118,11 +117,15 @@ def _cuba(site: Site, p: Any, dt: float, *, detach: bool, refractory: int = 0) -
 
 
 def _held(site: Site, m: Any, *, detach: bool) -> CUBA:
+    low, high = ends(m.p.rho_reset)
+    if low != high:
+        site.refuse("rho_reset differs between neurons, here it is one number", "use one number")
+    steps = math.ceil(max(0.0, high))
+    neuron = _cuba(site, m.p.lif, m.dt, detach=detach, refractory=steps)
     site.learns_otherwise(
         "its gradient also passes through the counter of refractory steps", "use LIF"
     )
-    steps = math.ceil(max(0.0, float(m.p.rho_reset)))
-    return _cuba(site, m.p.lif, m.dt, detach=detach, refractory=steps)
+    return neuron
 
 
 def _onto(site: Site, m: Any, neuron: CUBA) -> list[Part]:
@@ -205,10 +208,9 @@ def _constants(site: Site, p: Any, dt: float) -> dict[str, Any]:
         found[ours] = number(value)
         if theirs.startswith("tau"):
             found[ours] = decay = 1 - dt * found[ours]
-            low, high = torch.as_tensor(decay, dtype=torch.float64).aminmax()
-            if not 0 <= float(low) <= float(high) <= 1:
+            if not 0 <= (low := ends(decay)[0]) <= ends(decay)[1] <= 1:
                 site.refuse(
-                    f"dt {theirs} = {dt * number(value)}: the state changes sign or grows",
+                    f"dt {theirs} = {1 - low:g}: the state changes sign or grows",
                     "use a dt from 0 to the time constant",
                 )
     return found
@@ -223,7 +225,7 @@ def _surrogate(site: Site, p: Any) -> Surrogate:
     surrogate = identify(lambda x: threshold(x, p.method, p.alpha)).surrogate
     if surrogate is None:
         site.learns_otherwise(
-            f"the derivative of method '{p.method}', alpha={float(p.alpha):g} is none of "
+            f"the derivative of method '{p.method}', alpha={ends(p.alpha)[0]:g} is none of "
             "spikecl.neurons.SURROGATES",
             "use 'super' or 'triangle'",
         )

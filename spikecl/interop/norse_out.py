@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spikecl.interop.parts import SynapticIntegrator
-from spikecl.interop.site import Site
+from spikecl.interop.site import Site, number
 from spikecl.interop.surrogates import agrees
 from spikecl.interop.torch_in import copied
 from spikecl.interop.torch_out import effective, learned, modules
@@ -200,8 +200,8 @@ def _rate(decay: Value, dt: float) -> torch.Tensor:
 
 def _tensor(value: Value) -> torch.Tensor:
     """Return a parameter; one number is exact beside tensors of any type."""
-    one = not isinstance(value, torch.Tensor) or value.numel() == 1
-    return torch.tensor(float(value), dtype=torch.float64) if one else torch.as_tensor(value)
+    own = number(value)
+    return own if isinstance(own, torch.Tensor) else torch.tensor(own, dtype=torch.float64)
 
 
 def _method(site: Site, surrogate: Surrogate) -> tuple[str, torch.Tensor]:

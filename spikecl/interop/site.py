@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from spikecl.errors import InteropError
@@ -39,9 +40,15 @@ class Site(NamedTuple):
 
 def number(value: Value) -> Value:
     """Return a parameter as a number, or a copy where it has one per neuron."""
-    if isinstance(value, Tensor) and value.numel() > 1:
-        return value.detach().clone()
-    return float(value)
+    if not isinstance(value, Tensor):
+        return float(value)
+    return value.detach().clone() if value.numel() > 1 else float(value.detach())
+
+
+def ends(value: Value) -> tuple[float, float]:
+    """Return the lowest and the highest of a parameter's values."""
+    low, high = torch.as_tensor(value, dtype=torch.float64).detach().aminmax()
+    return float(low), float(high)
 
 
 Modules = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spikecl.encoding.decoders import Decoder
 from spikecl.interop.parts import Neurons, OneToOne, Part
-from spikecl.interop.site import Modules, Site, number, sites
+from spikecl.interop.site import Modules, Site, ends, number, sites
 from spikecl.interop.surrogates import identify
 from spikecl.interop.torch_in import assemble, copied, read_torch, with_tensors, with_values
 from spikecl.networks import Linear, Network
@@ -97,22 +97,13 @@ def _read(site: Site) -> list[Part]:
     strict, surrogate = identify(m.spike_grad)
     if strict is None:
         site.refuse("its spike_grad is no step from 0 to 1 at the threshold", "use another")
-    if surrogate is None:
+    values, learns = _values(site, m)
+    recurrent = _recurrent(site, m)
+    if surrogate is None:  # last: spikes_only would not help against the others
         site.learns_otherwise(
             "the derivative of its spike_grad is none of spikecl.neurons.SURROGATES",
             "give it another, such as snntorch.surrogate.atan()",
         )
-    values: dict[str, Any] = {}
-    learns: dict[str, Tensor] = {}
-    for ours, theirs in THEIRS.items():
-        if hasattr(m, theirs) and not (kind.__name__ == "Lapicque" and ours == "beta"):
-            tensor = getattr(m, theirs)
-            value = tensor.detach() if ours == "v_th" else tensor.detach().clamp(0, 1)
-            values[ours] = number(value)
-            if isinstance(tensor, nn.Parameter):
-                learns[ours] = value.requires_grad_(tensor.requires_grad)
-    if kind.__name__ == "Lapicque":
-        values |= _lapicque(site, m)
     neuron = (CUBA if "alpha" in values else LIF)(
         **values,
         reset=rule.reset,
@@ -121,7 +112,22 @@ def _read(site: Site) -> list[Part]:
         strict=strict,
         surrogate=surrogate or Arctan(),
     )
-    return [Neurons(with_values(neuron, learns), _recurrent(site, m))]
+    return [Neurons(with_values(neuron, learns), recurrent)]
+
+
+def _values(site: Site, m: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return parameters, and those that learn."""
+    values: dict[str, Any] = {}
+    learns: dict[str, Tensor] = {}
+    lapicque = type(m).__name__ == "Lapicque"
+    for ours, theirs in THEIRS.items():
+        if hasattr(m, theirs) and not (lapicque and ours == "beta"):
+            tensor = getattr(m, theirs)
+            value = tensor.detach() if ours == "v_th" else tensor.detach().clamp(0, 1)
+            values[ours] = number(value)
+            if isinstance(tensor, nn.Parameter):
+                learns[ours] = value.clone().requires_grad_(tensor.requires_grad)
+    return values | (_lapicque(site, m) if lapicque else {}), learns
 
 
 def _check(site: Site, m: Any) -> None:
@@ -186,12 +192,12 @@ def _lapicque(site: Site, m: Any) -> dict[str, Any]:
     """Return decay and scale: ``u = (1 - dt/RC) u + dt/C x``."""
     dt, r, c = (number(value) for value in (m.time_step, m.R, m.C))
     decay = 1 - dt / (r * c)
-    if not (isinstance(decay, float) and 0 <= decay <= 1):
-        site.refuse(f"its decay 1 - time_step/(R C) is {decay}", "use a time_step of 0 to R C")
-    if r != 1:
+    if not 0 <= (low := ends(decay)[0]) <= ends(decay)[1] <= 1:
+        site.refuse(f"its decay 1 - time_step/(R C) is {low:g}", "use a time_step of 0 to R C")
+    if ends(r) != (1, 1):
         site.refuse(
-            f"R={r} scales its input by R (1 - decay), here by 1 - decay",
-            f"multiply its synapse's weights and bias by {r} and use R=1, C={r * c}",
+            f"R={ends(r)[0]:g} scales its input by R (1 - decay), here by 1 - decay",
+            f"multiply its synapse's weights and bias by R and use R=1, C={ends(r * c)[0]:g}",
         )
     if isinstance(m.beta, nn.Parameter):
         site.learns_otherwise("learn_beta: C keeps the graph to beta of its construction", "fix it")

@@ -10,14 +10,13 @@ import torch
 from torch import nn
 
 from spikecl.interop.parts import OneToOne
-from spikecl.interop.site import Site
+from spikecl.interop.site import Site, ends
 from spikecl.interop.snntorch_in import RULES, THEIRS, Rule, lowering
 from spikecl.interop.surrogates import SpikeGrad
 from spikecl.interop.torch_in import copied, with_tensors
 from spikecl.interop.torch_out import effective, learned, modules
 from spikecl.networks import Layer, Linear, Network
 from spikecl.neurons import CUBA, IF, LIF, PLIF, Rectified, Reset, Smooth
-from spikecl.neurons.values import Value
 
 
 def to_snntorch(network: Network, *, spikes_only: bool = False) -> nn.Sequential:
@@ -69,7 +68,7 @@ def _write(site: Site, layer: Layer, drive: list[nn.Module]) -> list[nn.Module]:
         return [*drive, _lapicque(site, layer, n)]
     if onto is not None:
         return [*drive, _recurrent(site, layer, n, onto, drive)]
-    if n.reset is Reset.SOFT and n.reset_time == "same" and not second and not _all(n.beta, 1.0):
+    if n.reset is Reset.SOFT and n.reset_time == "same" and not second and ends(n.beta) != (1, 1):
         return [*drive, _lowered(site, layer, n)]
     return [*drive, _build(site, layer, n, "Synaptic" if second else "Leaky")]
 
@@ -80,28 +79,24 @@ def _check(site: Site, n: LIF) -> None:
         site.refuse("noise, escape firing and refractory periods do not exist there", "do without")
     if isinstance(n.surrogate, Smooth):
         site.refuse("Smooth is no spike", "use the surrogate itself")
-    if not _all(n.v_rest, 0.0):
+    if ends(n.v_rest) != (0, 0):
         site.refuse("v_rest: membranes rest at 0 there", "use v_rest=0")
-    lowest = float(torch.as_tensor(n.v_th, dtype=torch.float64).min())
+    lowest, _ = ends(n.v_th)
     if lowest < 0 or (lowest == 0 and not n.strict):
         site.refuse(
-            f"v_th={lowest}: a membrane at rest fires, and is reset there before the first step",
+            f"v_th={lowest:g}: a membrane at rest fires, and is reset there before the first step",
             "use a threshold above 0",
         )
-
-
-def _all(value: Value, number: float) -> bool:
-    return bool(torch.as_tensor(value == number).all())
 
 
 def _reset(site: Site, n: LIF, kind: str) -> tuple[str, bool]:
     """Return ``reset_mechanism`` and ``reset_delay``."""
     ours = _normal(Rule(n.reset, n.reset_time, n.detach_reset))
     if n.reset is Reset.VALUE:
-        if not _all(n.v_reset, 0.0):
+        if ends(n.v_reset) != (0, 0):
             site.refuse("v_reset: membranes are reset to 0 there, or lowered", "use v_reset=0")
         ours = _normal(ours._replace(reset=Reset.ZERO))
-    if n.reset is Reset.SOFT and n.reset_time == "same" and _all(n.beta, 1.0):
+    if n.reset is Reset.SOFT and n.reset_time == "same" and ends(n.beta) == (1, 1):
         ours = ours._replace(time="next")  # without leak the order does not matter
     rules = {option: _normal(rule) for option, rule in RULES[kind].items()}
     for option, rule in rules.items():

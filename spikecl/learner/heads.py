@@ -16,7 +16,8 @@ class Heads:
     ``single`` has one output per class. Where tasks and their classes are revealed in training, a
     sample competes among the classes of the task that last had its label. ``growing`` has outputs
     only for classes that training has shown. ``multi`` has outputs for every task of its own, so
-    it needs the task's identity in training and in tests; without one, in the task-agnostic
+    it needs the task's identity in training and in tests; a sample of a memory learns at the task
+    that last had its label, where classes are revealed. Without a task, in the task-agnostic
     accuracy, each class takes the best of its outputs.
 
     Args:
@@ -37,7 +38,7 @@ class Heads:
                 "hides; use head 'single' or 'growing', or a stream that reveals it"
             )
         self._masks: Tensor | None = None
-        self._task: int | None = None
+        self._owners: Tensor | None = None
 
     @property
     def outputs(self) -> int:
@@ -46,12 +47,15 @@ class Heads:
 
     def begin(self, event: Experience) -> None:
         """An experience begins (or goes on after a stop)."""
-        self._task = self.tasks.index(event.task) if self.kind == "multi" else None
+        self._owners = self._task_owners(event) if self.kind == "multi" else None
         self._masks = self._task_masks(event)
 
     def train(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return logits [..., B, classes] of a training batch's outputs."""
-        logits = self._select(outputs, self._task)
+        logits = outputs
+        if self._owners is not None:
+            rows = torch.arange(outputs.shape[-2], device=self.device)
+            logits = self._by_task(outputs)[..., rows, self._owners[batch.y], :]
         if self._masks is not None:
             logits = logits + self._masks[batch.y]
         if self.kind == "growing" and batch.y is not None:
@@ -61,10 +65,13 @@ class Heads:
 
     def test(self, outputs: Tensor, task: int | None) -> Tensor:
         """Return logits [B, classes] of a test batch's outputs."""
-        known = self.kind == "multi" and task is not None and task in self.tasks
-        logits = self._select(
-            outputs, self.tasks.index(task) if known and task is not None else None
-        )
+        logits = outputs
+        if self.kind == "multi":
+            heads = self._by_task(outputs)
+            if task is None or task not in self.tasks:
+                logits = heads.amax(-2)
+            else:
+                logits = heads[..., self.tasks.index(task), :]
         if self.kind == "growing" and bool(self.seen.any()):
             logits = logits.masked_fill(~self.seen, -torch.inf)
         return logits
@@ -77,11 +84,18 @@ class Heads:
         mask[list(classes)] = 0.0
         return mask.to(self.device)
 
-    def _select(self, outputs: Tensor, task: int | None) -> Tensor:
-        if self.kind != "multi":
-            return outputs
-        heads = outputs.view(*outputs.shape[:-1], len(self.tasks), self.stream.classes)
-        return heads.amax(-2) if task is None else heads[..., task, :]
+    def _by_task(self, outputs: Tensor) -> Tensor:
+        """Return outputs [..., B, tasks, classes]."""
+        return outputs.view(*outputs.shape[:-1], len(self.tasks), self.stream.classes)
+
+    def _task_owners(self, event: Experience) -> Tensor:
+        """Return, by label, the position of the task that last had it."""
+        owners = torch.full((self.stream.classes,), self.tasks.index(event.task))
+        if Reveal.CLASSES in self.stream.reveal:
+            for earlier in (self.stream[i] for i in range(event.index + 1)):
+                if isinstance(earlier, Experience):
+                    owners[list(earlier.classes)] = self.tasks.index(earlier.task)
+        return owners.to(self.device)
 
     def _task_masks(self, event: Experience) -> Tensor | None:
         """Return, by label, the mask of the task that last had it; ``None`` without task ids.

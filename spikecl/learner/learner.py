@@ -483,7 +483,8 @@ def enumerate_tensors(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]
 
 def _hits(logits: Tensor, labels: Tensor | None) -> Tensor:
     assert labels is not None
-    return logits.argmax(1).eq(labels).sum()
+    answered = ~logits.amax(1).isneginf()  # where no class may be named, the first is no answer
+    return (logits.argmax(1).eq(labels) & answered).sum()
 
 
 def model_nbytes(network: Network) -> int:

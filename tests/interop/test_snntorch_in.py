@@ -74,7 +74,7 @@ def test_random_networks(lab, data, seed):
     surrogates = [
         lab.double(theirs.ATan, 2.0),
         lab.double(theirs.FastSigmoid, 5.0),
-        lab.double(theirs.Sigmoid, 4.0),
+        lab.double(theirs.Sigmoid, 1.0),  # steeper ones overflow, see below
         SpikeGrad(Triangle(height=0.5, width=2.0)),
     ]
     modules = data.draw(chains(surrogates))
@@ -181,9 +181,9 @@ def test_single_precision(lab):
         for module in (modules[0], modules[2]):
             module.weight.copy_(3 * lab.draw(7, *module.weight.shape))
         expected = lab.SNNTORCH.run(modules, x)[-1]
-    out = from_snntorch(modules)(x).steps
+    out = from_snntorch(modules)(x).steps.detach()
     assert out.dtype == torch.float32
-    assert 0.02 < float(expected.mean()) < 0.7
+    assert 0.02 < float(expected.mean()) < 0.9
     assert float((out - expected).abs().mean()) < 0.02  # a membrane at its threshold may differ
 
 
@@ -205,7 +205,7 @@ def test_what_a_network_becomes():
         beta=float(torch.tensor(0.9)), v_th=0.5, reset_time="next", surrogate=Arctan()
     )
     assert list(first.neuron.ranges) == ["v_th"]
-    assert float(first.neuron.v_th) == 0.5
+    assert first.neuron.v_th.tolist() == 0.5
     assert middle.neuron is None
     neuron = last.neuron.neuron
     assert isinstance(neuron, CUBA)
@@ -259,3 +259,14 @@ def test_dropout_and_norm_train_as_here():
     assert isinstance(
         from_snntorch([nn.Linear(2, 1), nn.Dropout(0.0)]).layers["layer0"].norm, type(None)
     )
+
+
+def test_the_gradient_of_a_sigmoid_far_from_threshold_is_small_not_missing(lab):
+    x = torch.tensor([[-1.0]], dtype=torch.float64, requires_grad=True)
+    spk, _ = snntorch.Leaky(0.5, spike_grad=theirs.sigmoid(800))(x, torch.zeros_like(x))
+    assert torch.autograd.grad(spk.sum(), x)[0].isnan().all()  # exp(1600) over itself squared
+    weight = torch.ones(1, 1, dtype=torch.float64)
+    modules = [nn.Linear(1, 1, bias=False), snntorch.Leaky(0.5, spike_grad=theirs.sigmoid(800))]
+    modules[0].weight = nn.Parameter(weight)
+    out = from_snntorch(modules)(x[None]).steps
+    assert torch.autograd.grad(out.sum(), x)[0].tolist() == [[0.0]]

@@ -48,7 +48,7 @@ REFUSED = {
     "linear": ([SNN.LinearLeaky(0.5, 4, 3)], "no reset and is convolved"),
     "delta": (behind(SNN.DeltaLeaky(0.5, 0.1)), "fires at changes"),
     "subclass": (behind(Own(0.5)), r"'1' \(Own\): has no counterpart"),
-    "Lapicque with R": (behind(SNN.Lapicque(R=2, C=3.0)), r"bias by 2\.0 and use R=1, C=6"),
+    "Lapicque with R": (behind(SNN.Lapicque(R=2, C=3.0)), "bias by R and use R=1, C=6"),
     "unstable": (behind(SNN.Lapicque(R=1, C=0.4)), r"decay .* is -1\.5"),
     "convolutional recurrence": (
         [nn.Conv2d(1, 2, 3), SNN.RLeaky(0.5, conv2d_channels=2, kernel_size=3)],

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from spikecl.continual import JointTraining
 from spikecl.encoding import Direct, StepCrossEntropy
 from spikecl.errors import PairingError
 from spikecl.learner import Heads, Learner, TrainPlan
@@ -153,6 +154,16 @@ def test_growing_in_a_run_predicts_seen_classes_and_trains_their_rows_alone():
     assert answers[0] <= {0, 1} and answers[1] <= {0, 1, 2, 3}
 
 
+def test_growing_cannot_be_right_about_what_it_has_not_seen():
+    """All outputs closed: the first class is no answer, not even where it happens to be right."""
+    stream = stream_of(CLASS_IL, classes=((2, 3), (0, 1), (4, 5)))
+    learner = learner_of(stream, "growing", evaluate="all")
+    run(learner)
+    for matrix in learner.matrices():
+        assert (matrix.values[1, 1:] == 0).all() and matrix.values[2, 2] == 0
+        assert matrix.values[1, 0] > 0
+
+
 def test_what_was_seen_survives_the_state():
     learner, states = learner_of(stream_of(CLASS_IL), "growing"), []
     rows = []
@@ -204,6 +215,28 @@ def test_multi_is_heads_computed_apart(per_step, reveal):
         torch.testing.assert_close(heads.test(h @ weight.T, task), own)
     best = torch.stack([h @ weight[k : k + CLASSES].T for k in range(0, 18, 6)]).amax(0)
     torch.testing.assert_close(heads.test(h @ weight.T, None), best)
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+def test_samples_of_a_memory_learn_at_their_own_head(per_step):
+    """And at the present one where classes are hidden: nothing tells where they belong."""
+    outputs, y = random(*((T,) if per_step else ()), 4, 18), [4, 0, 3, 5]
+    for reveal, tasks in ((TASK_IL, [2, 0, 1, 2]), (TASK_IL & ~Reveal.CLASSES, [2, 2, 2, 2])):
+        heads = Heads("multi", stream_of(reveal), CPU)
+        heads.begin(stream_of(reveal)[2])
+        logits = heads.train(outputs, batch_of(y))
+        for b, task in enumerate(tasks):
+            own = outputs[..., b, task * CLASSES : (task + 1) * CLASSES]
+            allowed = list(PAIRS[task]) if Reveal.CLASSES in reveal else list(range(CLASSES))
+            assert torch.equal(logits[..., b, allowed], own[..., allowed])
+            assert int(logits[..., b, :].isfinite().sum()) == len(allowed) * (T if per_step else 1)
+
+
+def test_joint_training_trains_all_heads():
+    reveal = TASK_IL | Reveal.OLD_DATA
+    learner = learner_of(stream_of(reveal), "multi", methods=(JointTraining(),), epochs=20)
+    run(learner)
+    assert (learner.matrices()[0].final > 0.9).all()
 
 
 def test_rows_of_other_heads_get_no_gradient_at_all():
