@@ -1,4 +1,4 @@
-"""Accuracy of small spiking networks, and ordinary twins, on every kind of data, beside a linear one.
+"""Accuracy of small spiking networks on every kind of data, beside ordinary and linear ones.
 
     python benchmarks/datasets.py --data-dir FOLDER            all rows, 3 seeds; resumes
     python benchmarks/datasets.py --rows braille --validate    on validation splits, for tuning

@@ -26,19 +26,17 @@ if TYPE_CHECKING:
     from spikecl.encoding import Population as Population
     from spikecl.encoding import Rate as Rate
     from spikecl.encoding import Sequence as Sequence
+    from spikecl.experiments import RunResult as RunResult
     from spikecl.experiments import load as load
     from spikecl.experiments import load_config as load_config
     from spikecl.experiments import resume as resume
     from spikecl.experiments import run as run
     from spikecl.experiments import run_config as run_config
     from spikecl.experiments import run_seeds as run_seeds
-    from spikecl.experiments import RunResult as RunResult
     from spikecl.experiments.config import CheckpointPolicy as CheckpointPolicy
     from spikecl.kernels import scan as scan
     from spikecl.learner import TrainPlan as TrainPlan
     from spikecl.networks import ConvNet as ConvNet
-    from spikecl.networks import explain as explain
-    from spikecl.networks import initialise as initialise
     from spikecl.networks import Mlp as Mlp
     from spikecl.networks import Network as Network
     from spikecl.networks import Recording as Recording
@@ -49,19 +47,21 @@ if TYPE_CHECKING:
     from spikecl.networks import SpikingRecurrentNet as SpikingRecurrentNet
     from spikecl.networks import SpikingResNet as SpikingResNet
     from spikecl.networks import Stateful as Stateful
-    from spikecl.neurons import AdEx as AdEx
+    from spikecl.networks import explain as explain
+    from spikecl.networks import initialise as initialise
     from spikecl.neurons import ALIF as ALIF
-    from spikecl.neurons import carry as carry
-    from spikecl.neurons import ConductanceLIF as ConductanceLIF
     from spikecl.neurons import CUBA as CUBA
     from spikecl.neurons import IF as IF
+    from spikecl.neurons import LIF as LIF
+    from spikecl.neurons import PLIF as PLIF
+    from spikecl.neurons import AdEx as AdEx
+    from spikecl.neurons import ConductanceLIF as ConductanceLIF
     from spikecl.neurons import Izhikevich as Izhikevich
     from spikecl.neurons import LeakyIntegrator as LeakyIntegrator
-    from spikecl.neurons import LIF as LIF
     from spikecl.neurons import LoihiLIF as LoihiLIF
-    from spikecl.neurons import PLIF as PLIF
     from spikecl.neurons import Reset as Reset
     from spikecl.neurons import SigmaDelta as SigmaDelta
+    from spikecl.neurons import carry as carry
     from spikecl.neurons import step as step
     from spikecl.optim import Adam as Adam
     from spikecl.optim import Sgd as Sgd
@@ -70,13 +70,13 @@ if TYPE_CHECKING:
     from spikecl.seeds import Seeds as Seeds
     from spikecl.streams import CLASS_IL as CLASS_IL
     from spikecl.streams import DOMAIN_IL as DOMAIN_IL
+    from spikecl.streams import TASK_IL as TASK_IL
+    from spikecl.streams import Reveal as Reveal
+    from spikecl.streams import Stream as Stream
     from spikecl.streams import joint as joint
     from spikecl.streams import permuted as permuted
-    from spikecl.streams import Reveal as Reveal
     from spikecl.streams import rotated as rotated
     from spikecl.streams import split_classes as split_classes
-    from spikecl.streams import Stream as Stream
-    from spikecl.streams import TASK_IL as TASK_IL
     from spikecl.trainers import Bptt as Bptt
 
 __version__ = "0.1.0"

@@ -26,7 +26,8 @@ def test_python_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "page"}
     for number, block in enumerate(blocks(page, "python")):
-        exec(compile(block, f"{page.name}[{number}]", "exec"), names)
+        code = compile(block, f"{page.name}[{number}]", "exec", dont_inherit=True)
+        exec(code, names)
     assert capsys.readouterr().out or page.name == "concepts.md"
 
 

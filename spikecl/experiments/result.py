@@ -53,7 +53,8 @@ class RunResult:
             >>> import spikecl, tempfile
             >>> stream = spikecl.permuted(spikecl.load_data("digits"), experiences=1)
             >>> with tempfile.TemporaryDirectory() as folder:
-            ...     network = spikecl.run(stream, spikecl.Mlp(hidden=(9,)), runs_dir=folder).network()
+            ...     result = spikecl.run(stream, spikecl.Mlp(hidden=(9,)), runs_dir=folder)
+            ...     network = result.network()
             >>> network.layers["hidden1"].synapse.weight.shape
             torch.Size([9, 64])
         """

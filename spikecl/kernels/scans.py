@@ -53,7 +53,7 @@ def choose(neuron: Neuron, x: Tensor, recurrence: Recurrence | None = None) -> K
         return Kernel("reference", "one step has nothing to fuse")
     if is_fusible(neuron):
         return Kernel("fused", "LIF: one autograd node for all steps, stores the membrane only")
-    return Kernel("reference", f"{type(neuron).__name__} with these options has no fused twin")
+    return Kernel("reference", f"{type(neuron).__name__} as it is parametrised has no fused twin")
 
 
 def scan(

@@ -29,6 +29,7 @@ from spikecl.networks.synapses import Conv2d, Linear, Synapse
 from spikecl.networks.trace import Recording
 from spikecl.networks.weight_maps import (
     Dale,
+    Gain,
     NoAutapses,
     SplitSigns,
     Standardise,
@@ -49,6 +50,7 @@ __all__ = [
     "Dale",
     "Dropout",
     "Factor",
+    "Gain",
     "Layer",
     "Linear",
     "MaxPool2d",

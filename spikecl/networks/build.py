@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, Strict
 from torch import Tensor
 
-from spikecl.components import Sizes, component
+from spikecl.components import PositiveFloat, Sizes, component
 from spikecl.encoding.decoders import DECODERS
 from spikecl.errors import ConfigError
 from spikecl.networks.layer import Cells, Layer
@@ -20,6 +20,7 @@ from spikecl.networks.presynaptic import Dropout, Presynaptic, TimeWindow
 from spikecl.networks.synapses import Linear
 from spikecl.networks.weight_maps import (
     Dale,
+    Gain,
     NoAutapses,
     SplitSigns,
     Standardise,
@@ -60,14 +61,18 @@ class LayeredSpec(NetworkSpec):
         bias: Give every synapse a bias; recurrent synapses and shortcuts, whose current is added
             to another's, have none.
         norm: ``batch`` normalises the currents of hidden layers over time and batch.
-        standardise: Standardise the weights of hidden layers (:class:`Standardise`).
+        gain: Current that a weight of 1 into a hidden layer stands for; models in millivolts and
+            picoampere need tens (``izhikevich``) to hundreds (``adex``, ``loihi``).
+        standardise: Standardise the weights of hidden layers: mean 0 and variance 1 / fan-in in
+            each row, times a trained gain.
         excitatory: Fraction of neurons of each layer that excite, the others inhibit (Dale's law,
             from the second layer on); 0 leaves the signs free.
         dropout: Probability that a hidden neuron is dropped for a sample in training.
         delay: Longest learned delay of each dense connection in steps; 0 has none.
         readout: How the readout's output over time becomes logits: the mean, taken before
             (``mean_rate``) or behind the synapse (``mean_current``), or another decoder.
-        head: Whose outputs compete (:class:`NetworkSpec`).
+        head: Whose outputs compete: of all classes (``single``), of those seen so far
+            (``growing``), or of one task, each having outputs of its own (``multi``).
     """
 
     neuron: AnyNeuron = Rectified()
@@ -76,6 +81,7 @@ class LayeredSpec(NetworkSpec):
     per_neuron: bool = False
     bias: bool = False
     norm: Literal["none", "batch"] = "none"
+    gain: PositiveFloat = 1.0
     standardise: bool = False
     excitatory: Annotated[float, Field(ge=0, lt=1)] = 0.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -86,10 +92,10 @@ class LayeredSpec(NetworkSpec):
     def __post_init__(self) -> None:
         """Refuse options that fit no neuron of the network."""
         name = type(self.neuron).__name__
-        if self.norm == "batch" and isinstance(self.neuron, ConductanceLIF):
+        if isinstance(self.neuron, ConductanceLIF) and (self.bias or self.norm == "batch"):
             raise ConfigError(
-                f"norm='batch' gives currents of both signs, which {name} cannot take as "
-                "conductances; use norm='none' or another neuron"
+                f"bias and norm='batch' give currents of both signs, which {name} cannot take as "
+                "conductances; use neither, or another neuron"
             )
         if self.per_neuron and not (self.neuron.learns if self.learns is None else self.learns):
             raise ConfigError(
@@ -109,6 +115,7 @@ class LayeredSpec(NetworkSpec):
         """Return the weight maps of a layer."""
         wanted: dict[WeightMap, bool] = {
             Standardise(): self.standardise and hidden,
+            Gain(factor=self.gain): self.gain != 1 and hidden,
             Dale(excitatory=self.excitatory): bool(self.excitatory) and not first,
             SynapticDelays(longest=max(self.delay, 1)): bool(self.delay) and dense,
             SplitSigns(): hidden and isinstance(self.neuron, ConductanceLIF),
@@ -144,7 +151,8 @@ class LayeredSpec(NetworkSpec):
     ) -> Layer:
         """Return a hidden dense layer."""
         maps = self.maps(first=first, dense=True)
-        own = (Dale(excitatory=self.excitatory),) if self.excitatory else ()
+        own: tuple[WeightMap, ...] = (Gain(factor=self.gain),) if self.gain != 1 else ()
+        own += (Dale(excitatory=self.excitatory),) if self.excitatory else ()
         onto = Linear(n_out, n_out, maps=(*own, NoAutapses())) if recurrent else None
         return Layer(
             Linear(n_in, n_out, bias=self.bias, maps=maps),
@@ -206,7 +214,7 @@ class Mlp(LayeredSpec):
 
 @component
 class SpikingMlp(Mlp):
-    """Dense layers of spiking neurons with a linear readout of their time mean.
+    """Dense layers of spiking neurons with a linear readout, of their time mean by default.
 
     Args:
         hidden: Neurons of each hidden layer.

@@ -193,7 +193,8 @@ class Network(nn.Module):
         Args:
             x: Input [T, B, *features].
             layers: Layers to watch; by default all that have neurons.
-            variables: ``spikes`` (the output), ``current`` (the input) or fields of the neuron's
+            variables: ``spikes`` (the output), ``current`` (the input,
+                without what comes from the layer itself) or fields of the neuron's
                 state, such as ``v`` (after the reset); by default the output and all fields.
             state: State by path to start from.
             generator: Where noise and escape firing draw from.

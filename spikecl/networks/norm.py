@@ -21,8 +21,8 @@ class BatchNorm(nn.Module):
     and new running statistics ``(1 - momentum) old + momentum (m, unbiased s)`` come out with the
     pass (they are not written here: a trainer may call a network several times per step). Otherwise
     the running statistics stand in for ``m`` and ``s``. Steps that repeat one constant input count
-    once in the unbiased ``s``. ``gain`` starts at ``v_th``, so that the
-    current is as wide as the threshold (threshold-dependent batch normalisation).
+    once in the unbiased ``s``. Builders start ``gain`` at the way
+    from rest to threshold, so that currents are as wide (threshold-dependent normalisation).
 
     Source: Ioffe & Szegedy, ICML 2015; over time and with the threshold: Zheng et al., AAAI 2021.
 

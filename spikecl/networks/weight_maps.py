@@ -65,10 +65,25 @@ class Standardise(WeightMap):
 
 
 @component
+class Gain(WeightMap):
+    """``w_eff = factor w``: weights drawn for currents of about 1 drive models in other units.
+
+    Args:
+        factor: Current that a stored weight of 1 stands for.
+    """
+
+    factor: PositiveFloat = 1.0
+
+    def __call__(self, weight: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+        """Return the scaled weight."""
+        return self.factor * weight
+
+
+@component
 class Dale(WeightMap):
     """Each presynaptic neuron excites or inhibits: ``w_eff = |w| sign_j`` (Dale's law).
 
-    The last ``round((1 - excitatory) n)`` inputs (or channels) inhibit.
+    The first ``round(excitatory n)`` inputs (or channels) excite, the others inhibit.
 
     Args:
         excitatory: Fraction of excitatory presynaptic neurons.

@@ -195,7 +195,7 @@ class PLIF(LIF):
     Args:
         beta: Decay at the start, ``1 - 1/tau0``.
         scale_input: Multiply the input by ``1/tau``.
-        reset: See :class:`Reset`.
+        reset: What a spike does to the membrane (:class:`LIF`).
         detach_reset: Cut the gradient through the spike that resets.
         strict: Fire at ``v > v_th`` instead of ``v >= v_th``.
     """

@@ -209,7 +209,8 @@ class Resetting(SpikingNeuron):
     Args:
         v_th: Threshold.
         v_reset: Membrane after a spike with ``reset="value"``.
-        reset: See :class:`Reset`.
+        reset: What a spike does to the membrane: subtract ``v_th`` (``soft``), set it to ``zero``
+            or to v_reset (``value``), or nothing (``none``).
         reset_time: Apply the reset in the same step; in the ``next`` (a soft reset after the decay,
             the others before it); or, ``after``, when the next step has taken its input.
         detach_reset: Cut the gradient through the spike that resets (the membrane path stays).

@@ -28,8 +28,8 @@ def test_braille_is_explained_wherever_it_is_missed(cache, monkeypatch):
 
 
 def test_the_lines_of_the_page_make_braille(cache, tmp_path, monkeypatch):
-    (lines,) = re.findall(r"```python\n(import numpy as np\nimport pandas.*?)```", PAGE.read_text(
-        "utf-8"), re.DOTALL)  # fmt: skip
+    block = r"```{code-block} python\n(import numpy as np\nimport pandas.*?)```"
+    (lines,) = re.findall(block, PAGE.read_text("utf-8"), re.DOTALL)
     silent = [[[], []] for _ in range(12)]
     once = [*silent[:3], [[0.0, 0.0149], [1.279, 1.28]], *silent[4:]]  # taxel 3, on and off
     events = [once if repetition else silent for _ in range(27) for repetition in range(5)]

@@ -7,6 +7,7 @@ import pytest
 import snntorch
 import snntorch.surrogate
 import torch
+from torch import nn
 
 from spikecl.neurons.values import Range, ranges
 
@@ -26,7 +27,9 @@ def lab():
 
 
 def draw(seed, *shape):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed & 0xFFFFFFFF)
+    )
 
 
 def double(function, *arguments):
@@ -99,6 +102,9 @@ def prepare(library, modules, x, seed=0, *, low=0.02, high=0.7, steps=60):
         module.double()
     for i, tensor in enumerate(t for m in modules for t in m.parameters() if t.dim() > 1):
         tensor.copy_(draw(seed + i, *tensor.shape) / tensor[0].numel() ** 0.5)
+    for i, module in enumerate(m for module in modules for m in module.modules()):
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+            module.bias.copy_(0.2 * draw(seed - i - 1, len(module.bias)))
     weight = None
     for i, module in enumerate(modules):
         if not getattr(module, "autapses", True):

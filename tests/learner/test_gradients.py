@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from spikecl.continual import Finetune, Hlop
+from spikecl.continual import Finetune, Hlop, JointTraining, Method, MethodSpec
 from spikecl.encoding import Direct
 from spikecl.errors import PairingError
 from spikecl.learner import Learner, TrainPlan, form_gradients
 from spikecl.networks import (
     Factor,
+    NetworkSpec,
     SpikingConvNet,
     SpikingMlp,
     SpikingRecurrentNet,
@@ -20,7 +21,7 @@ from spikecl.networks import (
 from spikecl.neurons import LIF, PLIF, ConductanceLIF
 from spikecl.optim import Adam, Sgd
 from spikecl.seeds import Seeds
-from spikecl.streams import DOMAIN_IL, Experience, Samples, Stream
+from spikecl.streams import DOMAIN_IL, Experience, Reveal, Samples, Stream
 from spikecl.streams.events import Part
 from spikecl.streams.stream import EvalSet
 from spikecl.trainers import Bptt
@@ -28,7 +29,7 @@ from spikecl.trainers import Bptt
 CPU, N, T, CLASSES = torch.device("cpu"), 16, 4, 3
 
 
-def stream_of(*sizes, image=False):
+def stream_of(*sizes, image=False, reveal=DOMAIN_IL):
     sets = []
     for i, size in enumerate(sizes):
         shape = (size, 4, 4) if image else (size, N)
@@ -37,17 +38,19 @@ def stream_of(*sizes, image=False):
     events = [Experience(i, s, (0, 1, 2), task=i) for i, s in enumerate(sets)]
     tests = {f"task{i}": EvalSet(s, (0, 1, 2), (i,)) for i, s in enumerate(sets)}
     shape = (4, 4) if image else (N,)
-    return Stream("made", {}, 0, DOMAIN_IL, CLASSES, shape, len(events), lambda i: events[i], tests)
+    return Stream("made", {}, 0, reveal, CLASSES, shape, len(events), lambda i: events[i], tests)
 
 
-def learner_of(spec, method, *, optimiser=None, image=False):
-    stream = stream_of(12, 12, image=image)
+def learner_of(given, *methods, optimiser=None, image=False, reveal=DOMAIN_IL):
+    stream = stream_of(12, 12, image=image, reveal=reveal)
+    if isinstance(given, NetworkSpec):
+        given = given.build(stream.input_shape, CLASSES)
     return Learner(
         stream=stream,
-        network=spec.build(stream.input_shape, CLASSES),
+        network=given,
         encoder=Direct(steps=T),
         trainer=Bptt(),
-        methods=(method,),
+        methods=methods,
         optimiser=optimiser or Sgd(lr=0.2),
         plan=TrainPlan(batch=4, epochs=2),
         seeds=Seeds(1),
@@ -147,3 +150,50 @@ def test_hlop_keeps_old_responses_of_a_convolution():
         assert len(lateral.old) == 4  # all four directions of a 2x2 patch are taken in the end
         assert float((change @ old.T).abs().max()) < 1e-6 * float(change.abs().max()) + 1e-8
     assert float((baseline @ old.T).abs().max()) > 1e-3
+
+
+class Probe(Method):
+    """Writes down all parameters and statistics when an experience begins."""
+
+    def __init__(self, network):
+        self.network, self.begun = network, []
+
+    def begin(self, view):
+        values = {**self.network.weights(), **self.network.statistics()}
+        self.begun.append({n: t.detach().clone() for n, t in values.items()})
+
+
+class ProbeSpec(MethodSpec):
+    def start(self, context):
+        return Probe(context.network)
+
+
+LEARNING = SpikingMlp(
+    hidden=(9,), neuron=PLIF(v_th=0.2), norm="batch", standardise=True, delay=2, bias=True
+)
+
+
+def test_joint_training_starts_over_with_everything():
+    """Gains, delays, norms, their statistics and neurons, not weights alone."""
+    learner = learner_of(LEARNING, JointTraining(), ProbeSpec(), reveal=DOMAIN_IL | Reveal.OLD_DATA)
+    first = {**learner.network.weights(), **learner.network.statistics()}
+    first = {n: t.detach().clone() for n, t in first.items()}
+    for _ in learner.ticks():
+        pass
+    for begun in learner.methods.methods["probespec"].begun:
+        assert begun.keys() == first.keys()
+        assert all(torch.equal(t, first[n]) for n, t in begun.items())
+    now = {**learner.network.weights(), **learner.network.statistics()}
+    still = [n for n in first if torch.equal(now[n], first[n])]
+    assert still in ([], ["hidden1.bias"])  # a norm takes a bias out again
+
+
+def test_a_network_serves_one_run_after_the_other():
+    ends = []
+    network = LEARNING.build((N,), CLASSES)
+    for _ in range(2):
+        learner = learner_of(network, Finetune())
+        for _ in learner.ticks():
+            pass
+        ends.append({n: t.clone() for n, t in network.state_dict().items()})
+    assert all(torch.equal(t, ends[1][n]) for n, t in ends[0].items())

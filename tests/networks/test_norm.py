@@ -89,9 +89,10 @@ def test_the_gain_starts_at_the_threshold(neuron, gain):
     torch.testing.assert_close(y.std(0), torch.full((6,), gain), rtol=0.01, atol=0)
 
 
-def test_conductances_are_not_normalised():
+@pytest.mark.parametrize("option", [{"norm": "batch"}, {"bias": True}])
+def test_conductances_are_not_made_negative(option):
     with pytest.raises(ConfigError, match="both signs"):
-        SpikingMlp(norm="batch", neuron=ConductanceLIF())
+        SpikingMlp(**option, neuron=ConductanceLIF())
 
 
 class Several(Bptt):

@@ -10,10 +10,12 @@ from spikecl.learner import form_gradients
 from spikecl.networks import (
     Cells,
     Dale,
+    Gain,
     Layer,
     Linear,
     Network,
     NoAutapses,
+    SpikingMlp,
     SpikingRecurrentNet,
     SplitSigns,
     Standardise,
@@ -21,7 +23,7 @@ from spikecl.networks import (
     TimeWindow,
     initialise,
 )
-from spikecl.neurons import LIF, ConductanceLIF
+from spikecl.neurons import LIF, AdEx, ConductanceLIF, Izhikevich
 from spikecl.optim import Adam, Sgd
 from spikecl.seeds import Seeds
 from spikecl.trainers import Bptt
@@ -199,3 +201,21 @@ def test_weight_decay_does_not_wear_fixed_delays_away():
     for _ in trained(network, Sgd(lr=0.5, weight_decay=0.5), steps=5):
         pass
     assert torch.equal(network.weights()["a.delay"].detach(), before)
+
+
+def test_a_gain_scales_currents_and_gradients():
+    linear = Linear(3, 2, maps=(Gain(factor=50.0),))
+    weight = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(linear.effective({"weight": weight}), 50 * weight)
+    back = linear.pull_back({"weight": weight}, torch.ones(2, 3), None)
+    assert torch.equal(back["weight"], torch.full((2, 3), 50.0))
+
+
+@pytest.mark.parametrize(("model", "gain"), [(Izhikevich(), 60.0), (AdEx(), 4000.0)])
+def test_models_in_other_units_fire_with_a_gain(model, gain):
+    rates = []
+    for factor in (1.0, gain):
+        network = SpikingMlp(hidden=(20,), neuron=model, gain=factor).build((8,), 2)
+        initialise(network, Seeds(0))
+        rates.append(network.record(torch.ones(200, 1, 8))["hidden1"]["spikes"].mean())
+    assert rates[0] == 0 < rates[1]
