@@ -10,7 +10,7 @@ from torch import nn
 
 from spikecl.encoding.decoders import Decoder
 from spikecl.interop.parts import Flatten, Neurons, Part, SynapticIntegrator
-from spikecl.interop.site import Modules, Site, ends, number, sites
+from spikecl.interop.site import Modules, Site, ends, library, number, sites
 from spikecl.interop.surrogates import identify
 from spikecl.interop.torch_in import assemble, read_torch, with_tensors
 from spikecl.networks import Cells, Linear, Network, NoAutapses
@@ -54,9 +54,8 @@ def from_norse(
     Raises:
         InteropError: A module has no equal; it is named with the difference and what to do.
     """
-    from norse.torch import SequentialState
-
-    found = sites(net, chains=(SequentialState, nn.Sequential), spikes_only=spikes_only)
+    chains = (library("norse.torch").SequentialState, nn.Sequential)
+    found = sites(net, chains=chains, spikes_only=spikes_only)
     over_time = [site for site in found if type(site.part).__name__ in _OVER_TIME]
     cells = [site for site in found if type(site.part).__name__ in _READERS.keys() - _OVER_TIME]
     if over_time and cells:

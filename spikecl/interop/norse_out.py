@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from spikecl.errors import InteropError
 from spikecl.interop.parts import SynapticIntegrator
-from spikecl.interop.site import Site, number
+from spikecl.interop.site import Site, library, number
 from spikecl.interop.surrogates import agrees
 from spikecl.interop.torch_in import copied
 from spikecl.interop.torch_out import effective, learned, modules
@@ -30,7 +32,7 @@ from spikecl.neurons import (
 from spikecl.neurons.values import Value
 
 
-def to_norse(network: Network, *, dt: float = 1e-3, spikes_only: bool = False) -> Any:
+def to_norse(network: Network, *, dt: float = 1e-3, spikes_only: bool = False) -> nn.Sequential:
     """Return Norse's ``SequentialState`` of cells with the network's spikes and gradients.
 
     Call it once per step with the state it returned: ``out, state = net(x, state)``. It is in
@@ -45,14 +47,16 @@ def to_norse(network: Network, *, dt: float = 1e-3, spikes_only: bool = False) -
     Raises:
         InteropError: A layer has no equal; it is named with the difference and what to do.
     """
-    from norse.torch import SequentialState
+    if not 0 < dt < math.inf:
+        raise InteropError(f"to_norse: got dt={dt}; give the seconds of a step, above 0")
+    sequential = library("norse.torch").SequentialState
 
     def write(site: Site, layer: Layer, drive: list[nn.Module]) -> list[nn.Module]:
         return _write(site, layer, drive, dt)
 
     with torch.random.fork_rng(devices=()):  # constructors draw weights that are not used
         made = [module for _, module in modules(network, write, spikes_only=spikes_only)]
-    return SequentialState(*made).eval()
+    return cast(nn.Sequential, sequential(*made).eval())
 
 
 def _write(site: Site, layer: Layer, drive: list[nn.Module], dt: float) -> list[nn.Module]:
@@ -111,8 +115,8 @@ def _check(site: Site, n: LIF) -> None:
     early = n.reset_time == "same" or (n.reset_time == "next" and n.reset is not Reset.SOFT)
     if n.reset is Reset.NONE or not early:
         site.refuse(
-            f"reset='{n.reset}' with reset_time='{n.reset_time}': a spike resets in its own step "
-            "there",
+            f"Reset.{n.reset.name} with reset_time='{n.reset_time}': there a spike resets the "
+            "membrane in its own step",
             "use reset_time='same' and a reset to a value",
         )
     if isinstance(n.surrogate, Smooth):
@@ -146,9 +150,9 @@ def _cuba(site: Site, layer: Layer, n: CUBA, drive: list[nn.Module], dt: float) 
 
     if not n.scale_input or n.reset is Reset.SOFT:
         site.refuse(
-            f"scale_input={n.scale_input}, reset='{n.reset}': there the current is scaled by "
+            f"scale_input={n.scale_input}, Reset.{n.reset.name}: there the current is scaled by "
             "1 - beta and a spike resets to a value",
-            "use scale_input=True and reset='value' or 'zero'",
+            "use scale_input=True and Reset.VALUE or Reset.ZERO",
         )
     p = norse.LIFParameters(
         _rate(n.alpha, dt),

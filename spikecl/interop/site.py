@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,16 @@ class Site(NamedTuple):
         """Refuse equal spikes whose gradients differ, unless spikes are all that is wanted."""
         if not self.spikes_only:
             self.refuse(difference, f"{remedy}, or pass spikes_only=True: the spikes are the same")
+
+
+def library(name: str) -> Any:
+    """Import an optional library."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name not in (name, name.split(".")[0]):
+            raise
+        raise InteropError(f"{name} is not installed; pip install 'spikecl[interop]'") from error
 
 
 def number(value: Value) -> Value:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from spikecl.interop.parts import OneToOne
-from spikecl.interop.site import Site, ends
+from spikecl.interop.site import Site, ends, library
 from spikecl.interop.snntorch_in import RULES, THEIRS, Rule, lowering
 from spikecl.interop.surrogates import SpikeGrad
 from spikecl.interop.torch_in import copied, with_tensors
@@ -109,10 +109,10 @@ def _reset(site: Site, n: LIF, kind: str) -> tuple[str, bool]:
                 f"use detach_reset={rule.detach}",
             )
             return option
-    known = ", ".join(f"'{r.reset}' in '{r.time}'" for r in dict.fromkeys(RULES[kind].values()))
+    known = dict.fromkeys(f"{r.reset.name} with '{r.time}'" for r in RULES[kind].values())
     site.refuse(
-        f"snnTorch's {kind} has no reset='{n.reset}' with reset_time='{n.reset_time}'",
-        f"use one that it has: {known}",
+        f"snnTorch's {kind} has no Reset.{n.reset.name} with reset_time='{n.reset_time}'",
+        f"use one that it has: {', '.join(known)}",
     )
 
 
@@ -127,8 +127,6 @@ def _normal(rule: Rule) -> Rule:
 
 def _build(site: Site, layer: Layer, n: LIF, kind: str, **options: Any) -> Any:
     """Return a neuron of a kind; parameters get the type and the device of the weights."""
-    import snntorch
-
     mechanism, delay = _reset(site, n, kind)
     names = [name for name in THEIRS if hasattr(n, name) and (kind, name) != ("Lapicque", "beta")]
     like, found = layer.synapse.weight, learned(site, layer, names)
@@ -138,7 +136,7 @@ def _build(site: Site, layer: Layer, n: LIF, kind: str, **options: Any) -> Any:
     if kind != "Lapicque":
         options["reset_delay"] = delay
     grad = SpikeGrad(n.surrogate, n.strict)
-    made = getattr(snntorch, kind)(
+    made = getattr(library("snntorch"), kind)(
         **options, reset_mechanism=mechanism, spike_grad=grad, init_hidden=True
     )
     for ours in found:

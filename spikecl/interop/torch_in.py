@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spikecl.encoding.decoders import Decoder
-from spikecl.errors import InteropError
+from spikecl.errors import ConfigError, InteropError
 from spikecl.interop.parts import Currents, Flatten, Neurons, Part
 from spikecl.interop.site import Site
 from spikecl.networks import (
@@ -136,7 +136,11 @@ def assemble(
     """Return the network that a reader makes of modules, in order."""
     assembly = Assembly()
     for site in found:
-        for part in read(site._replace(features=assembly.features)):
+        try:
+            parts = read(site._replace(features=assembly.features))
+        except ConfigError as error:  # a value that no component here takes, such as infinity
+            site.refuse(str(error), "change it")
+        for part in parts:
             assembly.add(site, part)
     return assembly.network(decoder)
 

@@ -16,7 +16,7 @@ from spikecl.neurons import CUBA, LIF, Arctan, FastSigmoid, Reset, Triangle
 
 KINDS = {name: getattr(snntorch, name) for name in RULES}
 quick = settings(
-    max_examples=25, deadline=None, derandomize=True, database=None, phases=[Phase.generate]
+    max_examples=10, deadline=None, derandomize=True, database=None, phases=[Phase.generate]
 )
 GRAD = SpikeGrad(Arctan())
 

@@ -41,6 +41,7 @@ REFUSED = {
     "graded and learned": (leaky(learn_graded_spikes_factor=True), "graded_spikes_factor"),
     "quantised": (leaky(state_quant=lambda x: x.round()), "state_quant rounds"),
     "negative threshold": (leaky(threshold=-0.1), "reset before the first step"),
+    "infinite": (leaky(threshold=float("inf")), r"'1' \(Leaky\): LIF\.v_th: got inf; input should"),
     "no step": (leaky(spike_grad=torch.relu), "no step from 0 to 1"),
     "alpha": (behind(SNN.Alpha(0.9, 0.5)), "difference of two currents"),
     "slstm": ([SNN.SLSTM(4, 3)], r"'0' \(SLSTM\): its cells have gates; use Leaky"),

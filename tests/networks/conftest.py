@@ -45,13 +45,13 @@ class Case:
         other = self.name.removeprefix("spiking_") if self.spiking else f"spiking_{self.name}"
         return replace(self, name=other)
 
-    def network(self, *, gain: float = 3.0, seed: int = 3, **options: Any) -> Network:
-        """Return the network in float64, its initial weights ``gain`` times as large."""
+    def network(self, *, scale: float = 3.0, seed: int = 3, **options: Any) -> Network:
+        """Return the network in float64, its initial weights ``scale`` times as large."""
         network = self.spec(**options).build(self.shape, CLASSES).double()
         initialise(network, Seeds(seed))
         with torch.no_grad():
             for synapse in network.synapses.values():
-                synapse.weight.mul_(gain)
+                synapse.weight.mul_(scale)
         return network
 
     def inputs(self, steps: int = 5, batch: int = 4, *, seed: int = 0) -> torch.Tensor:

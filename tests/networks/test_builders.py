@@ -12,6 +12,7 @@ from spikecl.networks import (
     Conv2d,
     Dale,
     Dropout,
+    Gain,
     Linear,
     NoAutapses,
     SplitSigns,
@@ -223,6 +224,20 @@ def test_standardise(case):
     torch.testing.assert_close(network(case.inputs()).logits, before, rtol=1e-6, atol=1e-8)
 
 
+def test_gain(case):
+    """A fixed factor of every weight into a hidden layer; what is stored keeps its size."""
+    plain, scaled = case.network(norm="none"), case.network(norm="none", gain=40.0)
+    for path, synapse in scaled.synapses.items():
+        assert (Gain(factor=40.0) in synapse.maps) == (path != "readout")
+        assert torch.equal(synapse.weight, plain.synapses[path].weight)
+    given = {
+        n: p.detach() * (1 if n.startswith("readout") else 40.0) for n, p in plain.weights().items()
+    }
+    x = case.inputs() / 40  # so that not every neuron fires at every step
+    torch.testing.assert_close(scaled(x).logits, plain(x, weights=given).logits)
+    assert not torch.allclose(scaled(x).logits, plain(x).logits)
+
+
 def test_excitatory(case):
     network = case.network(excitatory=0.7)
     paths = list(network.synapses)
@@ -336,14 +351,14 @@ def test_head_is_kept(case, head):
 
 @pytest.mark.parametrize("model", sorted(set(MODELS) - {"conductance"}))
 def test_every_neuron_model_fits(case, model):
-    network = case.network(neuron=MODELS[model](), gain=3 if model != "adex" else 900)
+    network = case.network(neuron=MODELS[model](), scale=3 if model != "adex" else 900)
     output = network(case.inputs(), generator=torch.Generator().manual_seed(0))
     assert output.logits.shape == (4, 3) and bool(output.logits.isfinite().all())
 
 
 def test_conductances(case):
     """Dense and convolutional layers split their signs; what adds currents refuses."""
-    spec = {"norm": "none", "neuron": ConductanceLIF(), "gain": 6}
+    spec = {"norm": "none", "neuron": ConductanceLIF(), "scale": 6}
     x = (case.inputs() > 0).double()
     if "recurrent" in case.name:
         with pytest.raises(ValueError, match="Recurrence"):

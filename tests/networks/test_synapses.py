@@ -13,6 +13,7 @@ from spikecl.networks import (
     ConvFactor,
     Dale,
     Factor,
+    Gain,
     Linear,
     NoAutapses,
     SplitSigns,
@@ -117,6 +118,7 @@ def test_a_projected_conv_factor_leaves_old_patches_alone():
 
 SQUARE = {
     "standardise": (Standardise(),),
+    "gain": (Gain(factor=7.5),),
     "dale": (Dale(excitatory=0.6),),
     "no autapses": (NoAutapses(),),
     "dale, no autapses": (Dale(excitatory=0.6), NoAutapses()),
@@ -126,7 +128,13 @@ SQUARE = {
     "wide delays": (SynapticDelays(longest=3, width=1.7),),
     "dale, delays": (Dale(), SynapticDelays(longest=2)),
     "delays, split": (SynapticDelays(longest=2), SplitSigns()),
-    "all": (Standardise(), NoAutapses(), SynapticDelays(longest=2), SplitSigns()),
+    "all": (
+        Standardise(),
+        Gain(factor=0.3),
+        NoAutapses(),
+        SynapticDelays(longest=2),
+        SplitSigns(),
+    ),
 }
 
 
