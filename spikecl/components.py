@@ -109,14 +109,11 @@ def named(table: Mapping[str, type[Any]], key: str, default: str) -> tuple[Any, 
         >>> @component
         ... class Square:
         ...     side: PositiveFloat = 1.0
-        >>> Shape = Annotated[Square, *named({"square": Square}, "shape", "square")]
-        >>> @component
-        ... class Drawing:
-        ...     figure: Shape = Square()
-        >>> from_table(Drawing, {"figure": {"shape": "square", "side": 2.0}}, "drawing").figure
+        >>> shape = TypeAdapter(Annotated[Square, *named({"square": Square}, "shape", "square")])
+        >>> shape.validate_python({"shape": "square", "side": 2.0})
         Square(side=2.0)
-        >>> to_table(Drawing())
-        {'figure': {'shape': 'square', 'side': 1.0}}
+        >>> shape.dump_python(Square())
+        {'shape': 'square', 'side': 1.0}
     """
 
     def read(value: Any) -> Any:
@@ -126,13 +123,15 @@ def named(table: Mapping[str, type[Any]], key: str, default: str) -> tuple[Any, 
             return value
         rest = dict(value)
         name = rest.pop(key, default)
-        if name not in table:
+        if not isinstance(name, str) or name not in table:
             raise ConfigError(f"{key}: got {name!r}{suggest(str(name), table)}")
         return from_table(table[name], rest, str(name))
 
     def write(value: Any) -> dict[str, Any]:
         names = [name for name, cls in table.items() if cls is type(value)]
-        return {key: names[0] if names else type(value).__qualname__, **to_table(value)}
+        if not names:
+            raise UnnamedError(f"{type(value).__qualname__} is not a registered {key}")
+        return {key: names[0], **to_table(value)}
 
     schema = {
         "anyOf": [
@@ -141,6 +140,10 @@ def named(table: Mapping[str, type[Any]], key: str, default: str) -> tuple[Any, 
         ]
     }
     return BeforeValidator(read), PlainSerializer(write), WithJsonSchema(schema)
+
+
+class UnnamedError(TypeError):
+    """A component holds one that has no name, so it cannot be written down."""
 
 
 def explain(error: ValidationError, where: str, cls: type[Any]) -> str:

@@ -38,7 +38,7 @@ def hold_out(data: Data, fraction: float) -> Data:
         rows = generator.permutation(np.flatnonzero(data.y_train == label))
         if len(rows) < 2:
             raise DataError(f"{data.name}: class {label} has one sample, none to hold out")
-        held[rows[: max(1, round(fraction * len(rows)))]] = True
+        held[rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)]] = True
     made = checked(
         {
             "x_train": data.x_train[~held],

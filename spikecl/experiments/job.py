@@ -13,12 +13,12 @@ from uuid import uuid4
 
 import torch
 
-from spikecl.components import to_table
+from spikecl.components import UnnamedError, to_table
 from spikecl.continual import MethodSpec
 from spikecl.continual.compose import method_name
 from spikecl.data import hold_out, load
 from spikecl.encoding import CrossEntropy, Encoder, Loss
-from spikecl.errors import ConfigError
+from spikecl.errors import ConfigError, UsageError
 from spikecl.experiments.config import CheckpointPolicy, Config
 from spikecl.experiments.environment import choose_device
 from spikecl.learner import Heads, Learner, TrainPlan
@@ -149,7 +149,10 @@ class Job:
             names = [registry.name_of(type(c)) for c in components]
             if None in names:
                 return None
-            table[registry.kind] = [[n, to_table(c)] for n, c in zip(names, components)]
+            try:
+                table[registry.kind] = [[n, to_table(c)] for n, c in zip(names, components)]
+            except UnnamedError:
+                return None
         return {
             **table,
             "train": to_table(self.plan),
@@ -188,8 +191,9 @@ def check_shapes(learner: Learner) -> None:
     x, network, stream = first_batch(learner)[:, :1], learner.network, learner.stream
     given, needed = f"input {list(x.shape[2:])}", learner.heads.outputs
     try:
-        outputs = network(x, generator=torch.Generator()).steps.shape[-1]
-    except RuntimeError as error:
+        output = network(x, generator=torch.Generator())
+        outputs = output.logits.shape[-1]
+    except (RuntimeError, UsageError) as error:
         raise ConfigError(
             f"the network does not take the {given} of stream '{stream.name}': {error}"
         ) from None

@@ -96,7 +96,7 @@ class Assembly:
                 self._before[f"stage{len(self._before) + 1}"] = part
 
     def _new_name(self, key: str) -> str:
-        name = key.replace(".", "_")
+        name = key.replace(".", "_").replace("/", "_")
         reserved = name[0].isdigit() or name == "input" or hasattr(nn.ModuleDict(), name)
         name = f"layer{name}" if reserved else name
         while name in self.layers:

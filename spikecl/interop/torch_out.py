@@ -38,7 +38,7 @@ def modules(
         write: From a layer, and the modules of its synapse and currents, to these and the neurons.
         spikes_only: See :class:`Site`.
     """
-    source, flat = "input", False
+    source, flat, taken = "input", False, set[str]()
     for name, module in network.layers.items():
         layer = cast(Layer, module)
         site = Site(name, layer.neuron.neuron if layer.neuron else layer.synapse, spikes_only)
@@ -60,6 +60,9 @@ def modules(
         parts += write(site, layer, drive)
         for made in parts:
             key = name if made is drive[0] else f"{name}_{type(made).__name__.lower()}"
+            while key in taken:  # two pools, before and behind a synapse
+                key += "_"
+            taken.add(key)
             yield key, made
         source = name
 

@@ -20,7 +20,13 @@ from spikecl.encoding import CrossEntropy, Encoder, InputStatistics, Loss
 from spikecl.errors import NonFiniteLossError
 from spikecl.learner.gradients import form_gradients
 from spikecl.learner.heads import Heads
-from spikecl.learner.pairing import check_loss, check_membrane, check_pairings, check_time
+from spikecl.learner.pairing import (
+    check_input,
+    check_loss,
+    check_membrane,
+    check_pairings,
+    check_time,
+)
 from spikecl.learner.plan import Position, Tick, TrainPlan
 from spikecl.metrics import AccuracyMatrix
 from spikecl.networks import Network, initialise
@@ -76,6 +82,7 @@ class Learner:
         self.loss = CrossEntropy() if loss is None else loss
         check_pairings(stream, trainer, methods)
         check_time(stream, encoder)
+        check_input(network, encoder)
         check_loss(network, self.loss)
         check_membrane(stream, plan)
         self.heads = Heads(head, stream, device)
@@ -256,6 +263,12 @@ class Learner:
 
     def check_finite(self) -> None:
         """Raise if a loss since the last look was infinite or NaN; the step is named."""
+        weights = self.network.weights()
+        if broken := [name for name, w in weights.items() if not bool(torch.isfinite(w).all())]:
+            raise NonFiniteLossError(
+                f"{', '.join(broken)} became infinite or NaN by event {self.at.event}, epoch "
+                f"{self.at.epoch}, step {self.at.step}; lower optimiser.lr, or look at the data"
+            )
         finite = torch.isfinite(self._losses)
         if self.at.step == 0 or bool(finite.all()):
             return
@@ -349,7 +362,7 @@ class Learner:
             rows = slice(start, start + self.plan.batch)
             x = self._encode(loaded.take(rows).x, "encode", self.at.event, 0, step)
             if adapt:
-                logits = adapt[0](x, view)
+                logits = self.heads.test(adapt[0](x, view), None)
             else:
                 generator = self._generator("network", 0, step) if self.network.is_random else None
                 logits = self.heads.test(self._logits(x, None, generator), None)
@@ -444,8 +457,7 @@ class Learner:
     def _first_statistics(self) -> InputStatistics:
         for event in self.stream:
             if isinstance(event, Experience):
-                x = event.train.load().take(slice(None, 10_000)).x.double()
-                return InputStatistics(float(x.mean()), float(x.std()) or 1.0)
+                return _statistics(event.train.load())
         return InputStatistics()
 
     def _record(
@@ -473,6 +485,19 @@ _STEP_HOOKS = (
     "update",
     "after_step",
 )
+
+
+def _statistics(loaded: Loaded, chunk: int = 500) -> InputStatistics:
+    """Return mean and standard deviation of up to 10,000 samples, a chunk at a time."""
+    count, total, square = 0, 0.0, 0.0
+    for start in range(0, min(len(loaded), 10_000), chunk):
+        x = loaded.take(slice(start, min(start + chunk, 10_000))).x.double()
+        count += x.numel()
+        total += float(x.sum())
+        square += float(x.square().sum())
+    mean = total / max(count, 1)
+    variance = max(square - count * mean * mean, 0.0) / max(count - 1, 1)
+    return InputStatistics(mean, variance**0.5 or 1.0)
 
 
 def enumerate_tensors(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from spikecl.continual.compose import check_slots, method_name
 from spikecl.continual.method import MethodSpec, check_reveal
-from spikecl.encoding import Encoder, Loss
+from spikecl.encoding import Encoder, FirstSpike, Loss
 from spikecl.errors import ConfigError, PairingError
 from spikecl.learner.plan import TrainPlan
-from spikecl.networks import Network
+from spikecl.networks import Layer, Network
+from spikecl.neurons import ConductanceLIF, SpikingNeuron
 from spikecl.registry import ENCODINGS, LOSSES
 from spikecl.streams import Experience, Stream, Unlearn
 from spikecl.trainers import Trainer
@@ -45,8 +47,27 @@ def check_time(stream: Stream, encoder: Encoder) -> None:
     )
 
 
+def check_input(network: Network, encoder: Encoder) -> None:
+    """Refuse input of both signs where neurons take it for conductances."""
+    for name, module in network.layers.items():
+        layer = cast(Layer, module)
+        conductance = layer.neuron is not None and isinstance(layer.neuron.neuron, ConductanceLIF)
+        if conductance and "input" in layer.inputs and getattr(encoder, "centre", False):
+            raise PairingError(
+                f"layer '{name}' has conductance neurons, and the encoding's centre=true gives "
+                "input of both signs, negative conductances; use centre=false, or encoding 'rate'"
+            )
+
+
 def check_loss(network: Network, loss: Loss) -> None:
-    """Refuse a loss over time where the time is gone before the readout."""
+    """Refuse a loss over time where the time is gone, and one of spikes without spikes."""
+    readout = cast(Layer, list(network.layers.values())[-1]).neuron
+    spiking = readout is not None and isinstance(readout.neuron, SpikingNeuron)
+    if isinstance(loss, FirstSpike) and not spiking:
+        raise PairingError(
+            "loss 'first_spike' is about spikes, and the network's readout has none; give it "
+            "spiking neurons (output)"
+        )
     if loss.per_step and network.mean_first:
         name = LOSSES.name_of(type(loss)) or type(loss).__name__
         raise PairingError(

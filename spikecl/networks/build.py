@@ -27,10 +27,10 @@ from spikecl.networks.weight_maps import (
     SynapticDelays,
     WeightMap,
 )
-from spikecl.neurons import LIF, AnyNeuron, ConductanceLIF, Rectified
+from spikecl.neurons import LIF, AnyNeuron, ConductanceLIF, Rectified, SigmaDelta, SpikingNeuron
 
 Names = Annotated[tuple[Annotated[str, Strict()], ...], Strict(False)]
-Readout = Literal["mean_rate", "mean_current", "sum", "max", "last", "first_spike"]
+Readout = Literal["mean_rate", "mean_current", "sum", "max", "last", "leaky", "first_spike"]
 Head = Literal["single", "growing", "multi"]
 
 
@@ -68,7 +68,8 @@ class LayeredSpec(NetworkSpec):
         excitatory: Fraction of neurons of each layer that excite, the others inhibit (Dale's law,
             from the second layer on); 0 leaves the signs free.
         dropout: Probability that a hidden neuron is dropped for a sample in training.
-        delay: Longest learned delay of each dense connection in steps; 0 has none.
+        delay: Longest learned delay of each connection into a dense hidden layer in steps; 0 has
+            none.
         readout: How the readout's output over time becomes logits: the mean, taken before
             (``mean_rate``) or behind the synapse (``mean_current``), or another decoder.
         head: Whose outputs compete: of all classes (``single``), of those seen so far
@@ -101,10 +102,20 @@ class LayeredSpec(NetworkSpec):
             raise ConfigError(
                 f"per_neuron=true, but no parameter of {name} learns; name some with learns"
             )
-        if self.readout == "first_spike" and self.output is None:
+        if isinstance(self.neuron, SigmaDelta) and (self.bias or self.norm == "batch"):
             raise ConfigError(
-                "readout='first_spike' decodes spikes, and the readout has no neurons; give it "
-                "some with output"
+                "sigma-delta neurons sum their input over time, so bias and norm='batch' would be "
+                "added at every step; use neither"
+            )
+        if isinstance(self.output, ConductanceLIF):
+            raise ConfigError(
+                "output: conductance neurons need excitation and inhibition apart, which a readout "
+                "does not give; use another model"
+            )
+        if self.readout == "first_spike" and not isinstance(self.output, SpikingNeuron):
+            raise ConfigError(
+                "readout='first_spike' decodes spikes, and the readout has no spiking neurons; "
+                "give it some with output"
             )
 
     def cells(self, size: tuple[int, ...]) -> Cells:
@@ -137,7 +148,8 @@ class LayeredSpec(NetworkSpec):
             return None
         ends = getattr(self.neuron, "v_th", 1.0), getattr(self.neuron, "v_rest", 0.0)
         tensors = any(isinstance(end, Tensor) for end in ends)
-        return BatchNorm(size, gain=1.0 if tensors else float(ends[0] - ends[1]))
+        start = 1.0 if tensors else float(ends[0] - ends[1])
+        return BatchNorm(size, gain=self.gain * start, positive=bool(self.excitatory))
 
     def dense(
         self,
@@ -167,12 +179,12 @@ class LayeredSpec(NetworkSpec):
         self, n_in: int, n_out: int, source: str, before: Mapping[str, Presynaptic] | None = None
     ) -> Layer:
         """Return the readout."""
-        maps = self.maps(first=False, dense=True, hidden=False)
+        maps = self.maps(first=False, dense=False, hidden=False)
         return Layer(
             Linear(n_in, n_out, bias=self.bias, maps=maps),
             None if self.output is None else Cells(self.output),
             inputs=(source,),
-            before={**(before or {}), **self.before(first=False, dense=True)},
+            before={**(before or {}), **self.before(first=False, dense=False)},
         )
 
     def network(self, layers: Mapping[str, Layer]) -> Network:
@@ -262,4 +274,9 @@ def image_shape(input_shape: tuple[int, ...], what: str) -> tuple[int, int, int]
             f"{list(input_shape)}; use spiking_mlp or spiking_recurrent"
         )
     height, width, channels = (*input_shape, 1)[:3]
+    if len(input_shape) == 3 and height <= 4 < channels:
+        raise ConfigError(
+            f"{what} needs channels last, [H, W, C]; a step of the data has shape "
+            f"{list(input_shape)}, which looks like [C, H, W]; move the axis where the data enter"
+        )
     return channels, height, width

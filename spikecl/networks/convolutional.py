@@ -13,7 +13,7 @@ from spikecl.networks.layer import Layer
 from spikecl.networks.network import Network
 from spikecl.networks.presynaptic import AvgPool2d, Channels, MaxPool2d, Presynaptic
 from spikecl.networks.synapses import Conv2d
-from spikecl.neurons import LIF, AnyNeuron
+from spikecl.neurons import LIF, AnyNeuron, ConductanceLIF
 
 OptionalSizes = Annotated[tuple[Annotated[int, Strict(), Field(ge=1)], ...], Strict(False)]
 
@@ -43,6 +43,12 @@ class ConvNet(LayeredSpec):
     def build(self, input_shape: tuple[int, ...], classes: int) -> Network:
         """Return the network."""
         n, height, width = image_shape(input_shape, "a convolutional network")
+        if self.padding == "same" and self.kernel % 2 == 0:
+            raise ConfigError(
+                f"network.padding: 'same' needs an odd kernel, got {self.kernel}; use 'valid'"
+            )
+        if self.delay and not self.hidden:
+            raise ConfigError("network.delay: there is no dense hidden layer; set hidden, or 0")
         layers: dict[str, Layer] = {}
         source = "input"
         before: dict[str, Presynaptic] = {"channels": Channels()}
@@ -98,7 +104,8 @@ class ResNet(LayeredSpec):
 
     A convolution, then stages of blocks of two 3x3 convolutions with 1, 2, 4, 8 times ``width``
     channels; each stage after the first halves the map. A block's input is added to the current of
-    its second convolution, through a 1x1 convolution where sizes differ. The readout sees the mean
+    its second convolution, through a 1x1 convolution where sizes
+    differ (or signs are fixed). The readout sees the mean
     over the map. With ``width = 20`` it is the network of the projection literature.
 
     Source: He et al., CVPR 2016; 20 filters: Lopez-Paz & Ranzato, NeurIPS 2017.
@@ -116,6 +123,13 @@ class ResNet(LayeredSpec):
     def build(self, input_shape: tuple[int, ...], classes: int) -> Network:
         """Return the network."""
         n, height, width = image_shape(input_shape, "a residual network")
+        if self.delay:
+            raise ConfigError("network.delay: a residual network has no dense hidden layer; use 0")
+        if isinstance(self.neuron, ConductanceLIF):
+            raise ConfigError(
+                "a residual network adds a block's input to currents of both signs, which "
+                "ConductanceLIF cannot take as conductances; use a convolutional network"
+            )
         layers: dict[str, Layer] = {}
         layers["stem"] = self._conv(n, self.width, "input", size=(height, width), first=True)
         source, n = "stem", self.width
@@ -144,7 +158,7 @@ class ResNet(LayeredSpec):
         n, m = channels
         layers[f"{name}a"] = self._conv(n, m, source, size=size, stride=stride)
         shortcut = source
-        if stride != 1 or n != m:
+        if stride != 1 or n != m or self.excitatory:  # an inhibitory unit must not excite
             shortcut = f"{name}shortcut"
             layers[shortcut] = Layer(
                 Conv2d(n, m, kernel=1, stride=stride, maps=self.maps(first=False, dense=False)),

@@ -123,6 +123,8 @@ class Layer(nn.Module):
         super().__init__()
         if recurrent is not None and neuron is None:
             raise ConfigError("a layer without neurons cannot listen to itself; give it neurons")
+        if taken := {"norm", "neuron", "recurrent"} & set(before or {}):
+            raise ConfigError(f"a stage cannot be called {sorted(taken)}; the layer has one itself")
         self.synapse = synapse
         self.neuron = neuron
         self.inputs = inputs
@@ -142,8 +144,8 @@ class Layer(nn.Module):
         return list(self.before.values())
 
     def restart(self) -> None:
-        """Put back the initial values of norm and neurons."""
-        for part in (self.norm, self.neuron):
+        """Put back the initial values of what no synapse holds."""
+        for part in (*self.stages(), self.norm, self.neuron):
             if part is not None:
                 part.restart()
 

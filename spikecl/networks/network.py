@@ -156,6 +156,7 @@ class Network(nn.Module):
             trace: Filled with what happens at every step (see :meth:`record`).
         """
         use: Mapping[str, Tensor] = self.weights() if weights is None else weights
+        self._check(x, state, next(iter(use.values())))
         if isinstance(taps, Taps) and self._direct:
             taps.direct.update({n: use[n].detach().requires_grad_() for n in self._direct})
             use = {**use, **taps.direct}
@@ -177,6 +178,20 @@ class Network(nn.Module):
             activity[name] = current
         logits = _mean(current) if isinstance(self.decoder, MeanDecoder) else self.decoder(current)
         return Output(logits, run.after, current, run.statistics)
+
+    def _check(self, x: Tensor, state: Mapping[str, State] | None, weight: Tensor) -> None:
+        """Refuse input that no layer could take, and state of another network."""
+        what = f"input has shape {tuple(x.shape)}, {x.dtype}, on {x.device}"
+        if x.dim() < 3 or not x.shape[0]:
+            raise UsageError(f"{what}; it must be [T, B, *features] with at least one step")
+        if x.dtype != weight.dtype or x.device != weight.device:
+            raise UsageError(
+                f"{what}; the network's weights are {weight.dtype} on {weight.device}; convert one"
+            )
+        known = {f"{n}{tail}" for n, layer in self._plan for tail in ("", *_tails(layer))}
+        for path in () if state is None else state:
+            if path not in known:
+                raise UsageError(f"state for '{path}', which does not exist{suggest(path, known)}")
 
     @torch.no_grad()
     def record(
@@ -221,9 +236,17 @@ class Network(nn.Module):
         return Recording(arrays)
 
 
+def _tails(layer: Layer) -> tuple[str, ...]:
+    return tuple(f".{key}" for key in layer.before)
+
+
 def _check_order(layers: Mapping[str, Layer]) -> None:
     known = {"input"}
     for name, layer in layers.items():
+        if name == "input" or "/" in name:
+            raise UsageError(
+                f"a layer cannot be called '{name}'; 'input' is taken, '/' not allowed"
+            )
         if missing := {*layer.inputs, *layer.currents} - known:
             raise UsageError(
                 f"layer '{name}' listens to {sorted(missing)}, which do not come before it; "
@@ -266,6 +289,11 @@ def _drive(name: str, layer: Layer, x: Tensor, run: Pass, taps: dict[str, Tap] |
     steps, static = x.shape[0], is_static(x)
     synapse = layer.synapse
     rows = synapse.rows(x[0] if static else x.flatten(0, 1))
+    if rows.shape[1] != (size := synapse.inputs):
+        raise UsageError(
+            f"layer '{name}' takes {size} inputs (or channels), got {tuple(x.shape[2:])} from "
+            f"{', '.join(layer.inputs)}"
+        )
     weight, bias = _parameters(name, synapse, run)
     if taps is not None:
         weight, bias = weight.detach(), bias if bias is None else bias.detach()
@@ -331,9 +359,11 @@ def count_parameters(network: Network) -> int:
 
 
 @torch.no_grad()
-def firing_rates(network: Network, x: Tensor) -> dict[str, float]:
+def firing_rates(
+    network: Network, x: Tensor, *, generator: torch.Generator | None = None
+) -> dict[str, float]:
     """Return the mean activity of each layer's presynaptic rows for an input [T, B, *features]."""
     taps: dict[str, Tap] = {}
     with torch.enable_grad():
-        network(x, taps=taps)
+        network(x, taps=taps, generator=generator)
     return {name: float(tap.rows.mean()) for name, tap in taps.items()}

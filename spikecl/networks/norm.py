@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from spikecl.errors import UsageError
 from spikecl.networks.presynaptic import Pass
 
 EPSILON = 1e-5
@@ -24,19 +23,24 @@ class BatchNorm(nn.Module):
     once in the unbiased ``s``. Builders start ``gain`` at the way
     from rest to threshold, so that currents are as wide (threshold-dependent normalisation).
 
+    One value (a last batch of one sample) has no variance: the running statistics are used.
+
     Source: Ioffe & Szegedy, ICML 2015; over time and with the threshold: Zheng et al., AAAI 2021.
 
     Args:
         size: Channels.
         gain: Initial gain.
+        positive: Use the absolute value of the gain, so that no input changes its sign.
         momentum: Weight of the newest statistics.
     """
 
-    def __init__(self, size: int, *, gain: float = 1.0, momentum: float = 0.1):
+    def __init__(
+        self, size: int, *, gain: float = 1.0, positive: bool = False, momentum: float = 0.1
+    ):
         super().__init__()
         self.gain = nn.Parameter(torch.full((size,), gain))
         self.shift = nn.Parameter(torch.zeros(size))
-        self.start, self.momentum = gain, momentum
+        self.start, self.positive, self.momentum = gain, positive, momentum
         self.mean: Tensor
         self.variance: Tensor
         self.register_buffer("mean", torch.zeros(size))
@@ -56,18 +60,15 @@ class BatchNorm(nn.Module):
     def forward(self, rows: Tensor, path: str, run: Pass) -> Tensor:
         """Normalise rows [R, C, ...]."""
         mean, variance = self.mean, self.variance
-        if run.training:
+        count = rows.numel() // rows.shape[1]
+        if run.training and count > 1:
             axes = [d for d in range(rows.dim()) if d != 1]
-            count = rows.numel() // rows.shape[1]
-            if count < 2:
-                raise UsageError(
-                    f"{path}: batch normalisation of one value has no variance; use a larger batch"
-                )
             variance, mean = torch.var_mean(rows, axes, correction=0)
             unbiased = variance.detach() * (count / (count - 1))
             run.statistics[f"{path}.mean"] = torch.lerp(self.mean, mean.detach(), self.momentum)
             run.statistics[f"{path}.variance"] = torch.lerp(self.variance, unbiased, self.momentum)
-        scale = run.weights[f"{path}.gain"] * torch.rsqrt(variance + EPSILON)
+        gain = run.weights[f"{path}.gain"]
+        scale = (gain.abs() if self.positive else gain) * torch.rsqrt(variance + EPSILON)
         offset = run.weights[f"{path}.shift"] - mean * scale
         shape = (1, -1) + (1,) * (rows.dim() - 2)
         return rows * scale.view(shape) + offset.view(shape)

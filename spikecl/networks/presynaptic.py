@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -58,6 +58,9 @@ class Presynaptic(nn.Module):
     """
 
     memory = False
+
+    def restart(self) -> None:  # noqa: B027
+        """Put back the initial values of what learns; by default nothing does."""
 
     @abstractmethod
     def forward(self, x: Tensor, path: str, run: Pass) -> Tensor:
@@ -160,25 +163,42 @@ class AxonalDelay(Presynaptic):
         size: Number of presynaptic neurons.
         longest: Longest delay in steps.
         learned: Train the delays; otherwise they are rounded.
+        delay: Delay at the start, one number or one per neuron.
     """
 
     memory = True
 
-    def __init__(self, size: int, longest: int, *, learned: bool = False):
+    def __init__(
+        self,
+        size: int,
+        longest: int,
+        *,
+        learned: bool = False,
+        delay: float | Tensor | Sequence[float] = 0.0,
+    ):
         super().__init__()
         if longest < 1:
             raise ConfigError(f"AxonalDelay: got longest={longest}; use at least 1 step")
         self.longest, self.learned = longest, learned
-        self.delay = nn.Parameter(torch.zeros(size))
+        self.start = torch.as_tensor(delay, dtype=torch.get_default_dtype()).expand(size).clone()
+        if not bool(((self.start >= 0) & (self.start <= longest)).all()):
+            raise ConfigError(f"AxonalDelay: delays must lie between 0 and longest={longest} steps")
+        self.delay = nn.Parameter(self.start.clone())
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Put back the initial delays."""
+        self.delay.copy_(self.start)
 
     def forward(self, x: Tensor, path: str, run: Pass) -> Tensor:
         """Return the delayed activity, features flattened."""
         x = x.flatten(2)
         before = _history(x, self.longest + 1, path, run)
         run.after[path] = History(before[len(before) - self.longest - 1 :])
-        delay = run.weights[f"{path}.delay"].clamp(0, self.longest)
-        if not self.learned:
-            delay = delay.detach().round()
+        stored = run.weights[f"{path}.delay"]
+        inside = stored.clamp(0, self.longest)
+        # a delay that left its range still feels the gradient, so it can come back
+        delay = stored + (inside - stored).detach() if self.learned else inside.detach().round()
         whole = delay.detach().floor()
         part = delay - whole
         steps = torch.arange(len(x), device=x.device)[:, None] + self.longest + 1

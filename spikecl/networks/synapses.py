@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from spikecl.networks.conv_factor import ConvFactor, Geometry
 from spikecl.networks.factor import Factor
-from spikecl.networks.weight_maps import SplitSigns, WeightMap, check_maps
+from spikecl.networks.weight_maps import SplitSigns, SynapticDelays, WeightMap, check_maps
 
 Parameters = Mapping[str, Tensor]
 
@@ -50,6 +50,12 @@ class Synapse(nn.Module):
         for each in self.maps:
             weight = each(weight, own)
         return weight
+
+    @property
+    def inputs(self) -> int:
+        """Number of inputs, or channels, that a row has."""
+        windows = [each.longest + 1 for each in self.maps if isinstance(each, SynapticDelays)]
+        return self.weight.shape[1] * math.prod(windows)
 
     @property
     def fan_in(self) -> int:

@@ -60,13 +60,13 @@ class Recording(Mapping[str, Mapping[str, NDArray[Any]]]):
             for layer, traces in self.traces.items()
             for name, a in traces.items()
         }
-        np.savez_compressed(path, allow_pickle=False, **arrays)
+        np.savez_compressed(Path(path).with_suffix(".npz"), **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Recording:
         """Read what :meth:`save` wrote."""
         traces: dict[str, dict[str, NDArray[Any]]] = {}
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(Path(path).with_suffix(".npz"), allow_pickle=False) as file:
             for key in file.files:
                 layer, _, name = key.rpartition("/")
                 traces.setdefault(layer, {})[name] = file[key]

@@ -18,6 +18,8 @@ from torch.nn import functional
 from spikecl.components import Fraction, PositiveFloat, component
 from spikecl.errors import ConfigError
 
+EDGE = 1e-3  # steps from the end of the range at which a delay's gradient is taken
+
 
 class WeightMap(ABC):
     """A pure function of a stored weight [n_out, ...] and of parameters of its own."""
@@ -159,10 +161,19 @@ class SynapticDelays(WeightMap):
     def __call__(self, weight: Tensor, own: Mapping[str, Tensor]) -> Tensor:
         """Return the weight at every delay, [n_out, (longest + 1) n_in]."""
         delay = own["delay"]
-        delay = (delay if self.learned else delay.round().detach()).clamp(0, self.longest)
-        steps = torch.arange(self.longest + 1, dtype=weight.dtype, device=weight.device)
+        inside = delay.detach().clamp(0, self.longest)
+        if not self.learned:
+            return (weight[:, None] * self._phi(inside.round())).flatten(1)
+        # the gradient is that of a delay within the range, so one at its end can come back
+        nudged = delay + (inside.clamp(EDGE, self.longest - EDGE) - delay).detach()
+        slope = self._phi(nudged)
+        phi = self._phi(inside) + slope - slope.detach()
+        return (weight[:, None] * phi).flatten(1)
+
+    def _phi(self, delay: Tensor) -> Tensor:
+        steps = torch.arange(self.longest + 1, dtype=delay.dtype, device=delay.device)
         phi = functional.relu(1 - (steps[:, None] - delay[:, None]).abs() / self.width)
-        return (weight[:, None] * phi / phi.sum(1, keepdim=True)).flatten(1)
+        return phi / phi.sum(1, keepdim=True)
 
 
 def check_maps(maps: tuple[WeightMap, ...]) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spikecl.components import component
+from spikecl.errors import ConfigError
 from spikecl.neurons.neuron import SpikingNeuron, State, to_value
 from spikecl.neurons.values import Positive, Real
 
@@ -69,6 +70,14 @@ class AdEx(SpikingNeuron):
     v_scale: Positive = 10.0
     dt: Positive = 0.1
     detach_reset: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse a step with which Euler's method is unstable."""
+        SpikingNeuron.__post_init__(self)
+        tau = self.capacitance / self.g_leak
+        for name, limit in (("2 capacitance/g_leak", 2 * tau), ("2 tau_w", 2 * self.tau_w)):
+            if bool(torch.as_tensor(self.dt > limit).any()):
+                raise ConfigError(f"AdEx: dt={self.dt} is more than {name}, unstable; lower dt")
 
     def silence(self, x: Tensor) -> State:
         """Return a membrane at rest and no adaptation."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spikecl.components import component
 from spikecl.errors import ConfigError, UsageError
-from spikecl.neurons.neuron import Reset, Resetting, State
+from spikecl.neurons.neuron import AnyReset, Reset, Resetting, State
 from spikecl.neurons.values import Positive, Real, Value, exp
 
 
@@ -68,7 +68,7 @@ class ConductanceLIF(Resetting):
     v_reset: Real = -60.0
     v_scale: Positive = 10.0
     dt: Positive = 1.0
-    reset: Reset = Reset.VALUE
+    reset: AnyReset = Reset.VALUE
 
     def cells(self, x: Tensor) -> torch.Size:
         """Return the shape behind the axis of the two kinds of synapses."""

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from spikecl.components import component
+from spikecl.errors import ConfigError
 from spikecl.neurons.neuron import SpikingNeuron, State, to_value
 from spikecl.neurons.values import Positive, Real
 
@@ -69,6 +70,12 @@ class Izhikevich(SpikingNeuron):
     substeps: Annotated[int, Field(ge=1)] = 2
     strict: bool = False
     detach_reset: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse a step with which Euler's method is unstable."""
+        SpikingNeuron.__post_init__(self)
+        if bool(torch.as_tensor(self.dt * self.a > 2).any()):
+            raise ConfigError(f"Izhikevich: dt={self.dt} is more than 2/a, unstable; lower dt")
 
     def silence(self, x: Tensor) -> State:
         """Return the lower fixed point without input."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spikecl.components import component
 from spikecl.errors import ConfigError
-from spikecl.neurons.neuron import Reset, Resetting, State
+from spikecl.neurons.neuron import AnyReset, Reset, Resetting, State
 from spikecl.neurons.surrogate import Arctan, FastSigmoid
 from spikecl.neurons.values import Decay, Real, Value
 
@@ -59,6 +59,15 @@ class LIF(Resetting):
     beta: Decay = 0.9
     v_rest: Real = 0.0
     scale_input: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a neuron without leak that scales its input by nothing."""
+        Resetting.__post_init__(self)
+        if self.scale_input and not isinstance(self.beta, Tensor) and self.beta == 1:
+            raise ConfigError(
+                f"{type(self).__name__}: beta=1 with scale_input=true multiplies the input by 0; "
+                "use a smaller beta or scale_input=false"
+            )
 
     @classmethod
     def from_tau(
@@ -204,7 +213,7 @@ class PLIF(LIF):
 
     beta: Decay = 0.5
     scale_input: bool = True
-    reset: Reset = Reset.ZERO
+    reset: AnyReset = Reset.ZERO
     detach_reset: bool = False
     strict: bool = False
 

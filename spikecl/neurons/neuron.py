@@ -18,16 +18,15 @@ from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, Strict
 from torch import Tensor
 
-from spikecl.components import PositiveFloat, component, named
+from spikecl.components import PositiveFloat, component
 from spikecl.errors import ConfigError, UsageError
-from spikecl.neurons.surrogate import SURROGATES, Sigmoid, Smooth, Surrogate, spike
+from spikecl.neurons.surrogate import AnySurrogate, Sigmoid, Smooth, spike
 from spikecl.neurons.values import Real, Value
 
 State = Any  # a NamedTuple of tensors [B, *features], of tuples of them, or None
-AnySurrogate = Annotated[Surrogate, *named(SURROGATES, "shape", "sigmoid")]
 
 
 class Neuron(ABC):
@@ -75,14 +74,14 @@ class Escape:
     where a model has one) and a step of ``dt`` the probability of a spike is::
 
         sigmoid       p = 1 / (1 + exp(-d / width))
-        exponential   p = 1 - exp(-rate dt exp(d / width))
+        exponential   p = 1 - exp(-rate exp(d / width))
 
     Source: Gerstner & Kistler, Spiking Neuron Models (2002), section 5.3.
 
     Args:
         form: Which of the two.
         width: Softness of the threshold, in units of ``d``.
-        rate: Expected spikes per step at threshold, ``rate dt`` of the exponential form.
+        rate: Expected spikes per step at threshold, of the exponential form: ``rho_0 dt``.
     """
 
     form: Literal["sigmoid", "exponential"] = "sigmoid"
@@ -126,11 +125,11 @@ class SpikingNeuron(Neuron):
     escape: Escape | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a smooth spike by chance: it would be the smooth spike alone."""
-        if self.escape is not None and isinstance(self.surrogate, Smooth):
+        """Refuse a smooth spike where there has to be a spike."""
+        if isinstance(self.surrogate, Smooth) and (self.escape is not None or self.refractory):
             raise ConfigError(
-                f"{type(self).__name__}: Smooth replaces the spike that escape would draw; take "
-                "the surrogate itself, or no escape"
+                f"{type(self).__name__}: Smooth replaces the spike that escape would draw and that "
+                "a refractory period would follow; take the surrogate itself, or neither option"
             )
 
     @property
@@ -200,6 +199,9 @@ class Reset(enum.StrEnum):
     NONE = "none"  # v <- u
 
 
+AnyReset = Annotated[Reset, Strict(False)]  # also by its text
+
+
 @component
 class Resetting(SpikingNeuron):
     """A spiking model whose spike resets the membrane, now or in the next step.
@@ -218,7 +220,7 @@ class Resetting(SpikingNeuron):
 
     v_th: Real = 1.0
     v_reset: Real = 0.0
-    reset: Reset = Reset.SOFT
+    reset: AnyReset = Reset.SOFT
     reset_time: Literal["same", "next", "after"] = "same"
     detach_reset: bool = True
 
@@ -381,6 +383,8 @@ def carry(state: State, between: Literal["reset", "keep", "detach"]) -> State:
         between: ``reset`` starts from rest, ``keep`` goes on with the graph, ``detach`` goes on
             with the values alone.
     """
+    if between not in ("reset", "keep", "detach"):
+        raise UsageError(f"carry: got {between!r}; use 'reset', 'keep' or 'detach'")
     if between == "reset" or state is None:
         return None
     if between == "keep":

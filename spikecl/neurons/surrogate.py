@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from spikecl.components import Fraction, PositiveFloat, component
+from spikecl.components import Fraction, PositiveFloat, component, named
 
 
 class Surrogate(ABC):
@@ -208,6 +208,20 @@ class StraightThrough(Surrogate):
         return 0.5 + x
 
 
+SURROGATES: Mapping[str, type[Surrogate]] = {
+    "sigmoid": Sigmoid,
+    "arctan": Arctan,
+    "fast_sigmoid": FastSigmoid,
+    "triangle": Triangle,
+    "boxcar": Boxcar,
+    "erf": Erf,
+    "multi_gaussian": MultiGaussian,
+    "straight_through": StraightThrough,
+}
+AnySurrogate = Annotated[Surrogate, *named(SURROGATES, "shape", "sigmoid")]
+"""A field of a component that takes any surrogate, by name in a configuration."""
+
+
 @component
 class Smooth(Surrogate):
     """Replace the spike itself by another surrogate's primitive.
@@ -219,7 +233,7 @@ class Smooth(Surrogate):
         of: The surrogate whose primitive stands in for the spike.
     """
 
-    of: Surrogate = Sigmoid()
+    of: AnySurrogate = Sigmoid()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return ``h(x)`` of the other."""
@@ -228,18 +242,6 @@ class Smooth(Surrogate):
     def primitive(self, x: Tensor) -> Tensor:
         """Return the primitive of the other."""
         return self.of.primitive(x)
-
-
-SURROGATES: Mapping[str, type[Surrogate]] = {
-    "sigmoid": Sigmoid,
-    "arctan": Arctan,
-    "fast_sigmoid": FastSigmoid,
-    "triangle": Triangle,
-    "boxcar": Boxcar,
-    "erf": Erf,
-    "multi_gaussian": MultiGaussian,
-    "straight_through": StraightThrough,
-}
 
 
 class _Spike(torch.autograd.Function):

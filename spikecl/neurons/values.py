@@ -14,6 +14,7 @@ Source of the decay's form: Fang et al., ICCV 2021, equation 10.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, get_type_hints
@@ -56,7 +57,7 @@ class Range:
         return self._number(value)
 
     def _number(self, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise PydanticCustomError("number", "input should be a number or a tensor of them")
         return float(value)
 

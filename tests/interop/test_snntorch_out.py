@@ -187,10 +187,11 @@ def test_a_convolutional_network_there_and_back(lab):
 
 def test_currents_that_are_pooled_and_flattened(lab):
     given = nn.Sequential(
-        nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Flatten(), snntorch.Leaky(0.8), nn.Linear(8, 3)
+        *(nn.MaxPool2d(2), nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Flatten()),
+        *(snntorch.Leaky(0.8), nn.Linear(8, 3)),
     )
     network = from_snntorch(given)
-    x = 0.4 + lab.draw(3, lab.STEPS, lab.BATCH, 1, 6, 6)
+    x = lab.draw(3, lab.STEPS, lab.BATCH, 1, 12, 12) - 0.2
     assert lab.prepare_ours(network, x, steps=30)
     net = to_snntorch(network)
     assert [type(m) for m in net] == [type(m) for m in given]

@@ -35,13 +35,17 @@ SWITCHES = list(
 both_times = pytest.mark.parametrize("time", ["same", "next"])
 all_resets = pytest.mark.parametrize("reset", list(Reset))
 neurons = st.builds(
-    lambda cls, **options: cls(**options),
+    lambda cls, beta, scale, **options: cls(
+        beta=beta,
+        scale_input=scale and beta < 1,  # scaled by nothing is refused
+        **options,
+    ),
     cls=st.sampled_from([LIF, IF, PLIF]),
     beta=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
     v_th=st.sampled_from([1.0, 0.37, -0.2]),
     v_reset=st.sampled_from([-0.4, 0.25]),
     v_rest=st.sampled_from([0.0, -0.3, 0.6]),
-    scale_input=st.booleans(),
+    scale=st.booleans(),
     reset=st.sampled_from(list(Reset)),
     reset_time=st.sampled_from(["same", "next"]),
     detach_reset=st.booleans(),

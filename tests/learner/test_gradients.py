@@ -48,7 +48,7 @@ def learner_of(given, *methods, optimiser=None, image=False, reveal=DOMAIN_IL):
     return Learner(
         stream=stream,
         network=given,
-        encoder=Direct(steps=T),
+        encoder=Direct(steps=T, centre=False),
         trainer=Bptt(),
         methods=methods,
         optimiser=optimiser or Sgd(lr=0.2),

@@ -57,7 +57,8 @@ LONGEST, P, SHARE = 2, 0.3, 0.6
 
 def delayed_product(w, name, sent, *, first):
     """Current at each step: every connection reads its own moment, between two steps."""
-    weight, delay = w[f"{name}.weight"], w[f"{name}.delay"].clamp(0, LONGEST)
+    weight = w[f"{name}.weight"]
+    delay = w.get(f"{name}.delay", torch.zeros_like(weight)).clamp(0, LONGEST)  # readout: none
     if not first:
         n = weight.shape[1]
         excite = round(SHARE * n)
@@ -166,6 +167,7 @@ def test_other_weights_carry_their_own_gradients():
         n: p.detach() + 0.1 * random(*p.shape, seed=i)
         for i, (n, p) in enumerate(network.weights().items())
     }
+    given |= {n: p.clamp(0.1, LONGEST - 0.1) for n, p in given.items() if n.endswith("delay")}
     w = {n: p.clone().requires_grad_() for n, p in given.items()}
     statistics = dict(network.statistics())
     draws = [torch.Generator().manual_seed(7) for _ in range(2)]
@@ -188,17 +190,24 @@ VARIANTS = {
 }  # fmt: skip
 
 
+def options_of(case, variant):
+    """Delays need a dense hidden layer, which images on these networks do not have."""
+    dense = not ("conv" in case.name or "resnet" in case.name)
+    return {k: v for k, v in VARIANTS[variant].items() if k != "delay" or dense}
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_two_halves_are_one_whole(case, variant):
-    network, x = case.network(**VARIANTS[variant]), case.inputs(5)
+    network, x = case.network(**options_of(case, variant)), case.inputs(5)
     whole, first = network(x), network(x[:3])
     second = network(x[3:], first.state)
     torch.testing.assert_close((3 * first.logits + 2 * second.logits) / 5, whole.logits)
     assert list(second.state) == list(whole.state)
     for a, b in zip(leaves(second.state), leaves(whole.state), strict=True):
         torch.testing.assert_close(a, b)
-    if case.spiking:
-        assert not torch.allclose(network(x[3:]).logits, second.logits)
+    if case.spiking and any(t["spikes"].any() for t in network.record(x[3:]).values()):
+        fresh = network(x[3:]).state
+        assert not all(torch.equal(a, b) for a, b in zip(leaves(fresh), leaves(second.state)))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -206,7 +215,7 @@ def test_two_halves_are_one_whole(case, variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_constant_input_is_its_copies(case, variant, readout, training):
     """In output, gradients and state, whatever is computed once for all steps."""
-    network = case.network(**VARIANTS[variant], readout=readout)
+    network = case.network(**options_of(case, variant), readout=readout)
     one = case.inputs(1)[0]
     static, dense = one.expand(4, *one.shape), one.expand(4, *one.shape).clone()
     labels = case.labels()
@@ -235,7 +244,7 @@ def test_a_constant_input_is_its_copies(case, variant, readout, training):
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4), (5, 1), (2, 2)])
 def test_one_step_and_one_sample(case, shape):
     """Samples do not see each other, and a step does not see the future."""
-    network, x = case.network(**VARIANTS["everything"]), case.inputs()
+    network, x = case.network(**options_of(case, "everything")), case.inputs()
     steps, batch = shape
     output = network(x[:steps, :batch])
     full = network(x[:steps]).logits[:batch]
@@ -272,7 +281,7 @@ def test_a_copy_has_weights_of_its_own(case):
 
 
 def test_a_pass_leaves_nothing_behind(case):
-    network, x = case.network(**VARIANTS["everything"]), case.inputs()
+    network, x = case.network(**options_of(case, "everything")), case.inputs()
     held = {name: set(vars(m)) for name, m in network.named_modules()}
     before = {k: v.clone() for k, v in network.state_dict().items()}
     random_state = torch.get_rng_state()

@@ -359,7 +359,7 @@ def test_a_neuron_is_frozen_and_holds_nothing_else(case):
 @over(SETUPS)
 def test_silence_and_saturation_stay_finite(setup):
     x = setup.input(steps=30, dtype=torch.float32)
-    large = 1e6 * setup.case.spread
+    large = (1e6 if isinstance(setup.neuron, LoihiLIF) else 1e20) * setup.case.spread
     x[:10], x[10:15], x[15:20], x[20:] = 0, large, -large, 0
     if isinstance(setup.neuron, ConductanceLIF):
         x = x.abs()
@@ -377,6 +377,20 @@ def test_silence_and_saturation_stay_finite(setup):
     if isinstance(setup.neuron, SpikingNeuron):
         assert bool(out[10:15].any())
     assert bool(torch.autograd.grad(out.sum(), x)[0].isfinite().all())
+
+
+@pytest.mark.parametrize("delta_t", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_upswing_however_sharp_stays_finite(delta_t, dtype):
+    neuron = AdEx(dt=0.5, delta_t=delta_t)
+    x = torch.full((60, 1, 2), 5e3, dtype=dtype, requires_grad=True)
+    out, state = scan(x, None, neuron)
+    assert 0.02 < float(out.detach().mean()) < 0.8
+    grad = torch.autograd.grad(out.sum() + state.v.sum() + state.w.sum(), x)[0]
+    assert all(bool(part.isfinite().all()) for part in (*state, grad))
+    fired, after = step(x[0], state._replace(v=torch.full_like(state.v, 19.9)), neuron)
+    assert bool(fired.all())
+    assert torch.equal(after.v, torch.full_like(after.v, neuron.v_reset))
 
 
 # Randomness
@@ -591,6 +605,8 @@ def test_every_switch_matters(case):
             other = "after" if value == "same" or value == "next" and not soft else "same"
         assert other != value, name
         changed = {name: other}
+        if name == "scale_input" and isinstance(case.neuron, IF):
+            continue  # refused: it would scale by nothing
         if name == "escape":
             changed = {name: Escape(width=case.width)}
         if name == "refractory":
@@ -697,6 +713,11 @@ def test_parameters_of_a_wider_type_are_refused(case, name):
         (ALIF, {"refractory": 1, "reset_time": "after"}, "ALIF: refractory=1 holds"),
         (LIF, {"escape": Escape(), "surrogate": Smooth()}, "LIF: Smooth replaces the spike"),
         (AdEx, {"escape": Escape(), "surrogate": Smooth()}, "AdEx: Smooth replaces the spike"),
+        (LIF, {"refractory": 1, "surrogate": Smooth()}, "LIF: Smooth replaces the spike"),
+        (IF, {"scale_input": True}, "IF: beta=1 with scale_input=true multiplies the input by 0"),
+        (AdEx, {"dt": 20.0}, "AdEx: dt=20.0 is more than 2 capacitance/g_leak, unstable"),
+        (AdEx, {"tau_w": 0.04}, "AdEx: dt=0.1 is more than 2 tau_w, unstable"),
+        (Izhikevich, {"a": 2.5}, "Izhikevich: dt=1.0 is more than 2/a, unstable"),
     ],
 )  # fmt: skip
 def test_options_that_make_no_sense(cls, values, message):
@@ -791,8 +812,9 @@ def _smoothed():
         neuron = replace(neuron, surrogate=WIDE, detach_reset=False)
         yield f"{name}-plain", neuron
         if getattr(neuron, "reset_time", "same") == "same":
-            yield f"{name}-refractory", replace(neuron, **OPTIONS["refractory"])
-            yield f"{name}-integrating", replace(neuron, **OPTIONS["integrating"])
+            # refused for a user, since a smooth spike is never none; a pattern of masks here
+            yield f"{name}-refractory", neuron.bind(OPTIONS["refractory"])
+            yield f"{name}-integrating", neuron.bind(OPTIONS["integrating"])
         if name == "cuba":
             yield f"{name}-noise", replace(neuron, noise=0.3)
 
@@ -941,5 +963,7 @@ def test_carrying_a_state_over(setup):
         for name, tensor in leaves(carried).items():
             assert torch.equal(tensor, leaves(state)[name]), name
             assert not tensor.requires_grad, name
+    with pytest.raises(UsageError, match="carry: got 'kept'"):
+        carry(state, "kept")
     for between in ("reset", "keep", "detach"):
         run(setup, x, carry(state, between))  # and it can be gone on with
