@@ -56,7 +56,8 @@ def to_norse(network: Network, *, dt: float = 1e-3, spikes_only: bool = False) -
 
     with torch.random.fork_rng(devices=()):  # constructors draw weights that are not used
         made = [module for _, module in modules(network, write, spikes_only=spikes_only)]
-    return cast(nn.Sequential, sequential(*made).eval())
+    net = sequential(*made).eval().to(next(network.parameters()).device)
+    return cast(nn.Sequential, net)
 
 
 def _write(site: Site, layer: Layer, drive: list[nn.Module], dt: float) -> list[nn.Module]:

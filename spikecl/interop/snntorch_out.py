@@ -44,7 +44,7 @@ def to_snntorch(network: Network, *, spikes_only: bool = False) -> nn.Sequential
     """
     with torch.random.fork_rng(devices=()):  # constructors draw weights that are not used
         made = OrderedDict(modules(network, _write, spikes_only=spikes_only))
-    return nn.Sequential(made).eval()
+    return nn.Sequential(made).eval().to(next(network.parameters()).device)
 
 
 def _write(site: Site, layer: Layer, drive: list[nn.Module]) -> list[nn.Module]:

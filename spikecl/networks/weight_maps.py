@@ -18,7 +18,7 @@ from torch.nn import functional
 from spikecl.components import Fraction, PositiveFloat, component
 from spikecl.errors import ConfigError
 
-EDGE = 1e-3  # steps from the end of the range at which a delay's gradient is taken
+EDGE = 1e-3  # steps from a kink at which a delay's gradient is taken
 
 
 class WeightMap(ABC):
@@ -164,8 +164,10 @@ class SynapticDelays(WeightMap):
         inside = delay.detach().clamp(0, self.longest)
         if not self.learned:
             return (weight[:, None] * self._phi(inside.round())).flatten(1)
-        # the gradient is that of a delay within the range, so one at its end can come back
-        nudged = delay + (inside.clamp(EDGE, self.longest - EDGE) - delay).detach()
+        # the gradient is that of a delay within the range, so one at its end can come back, and
+        # between two steps: at a whole one phi has a kink, whose derivative would be 0
+        between = inside + EDGE * (inside == inside.round())
+        nudged = delay + (between.clamp(EDGE, self.longest - EDGE) - delay).detach()
         slope = self._phi(nudged)
         phi = self._phi(inside) + slope - slope.detach()
         return (weight[:, None] * phi).flatten(1)

@@ -11,32 +11,36 @@ from spikecl.networks import SpikingMlp
 from spikecl.neurons import LIF
 
 LIBRARIES = {"snntorch", "norse", "nir", "nirtorch", "torchvision", "matplotlib"}
+PROGRAM = """
+import sys, warnings
+import spikecl.interop
+from spikecl.networks import SpikingMlp
+from spikecl.neurons import LIF, Reset
+
+def present():
+    print(*sorted({name.split(".")[0] for name in sys.modules}))
+
+def network(scaled):
+    neuron = LIF(scale_input=scaled, reset=Reset.ZERO, detach_reset=False)
+    return SpikingMlp(hidden=(3,), neuron=neuron).build((2,), 2)
+
+present()
+spikecl.interop.from_snntorch(spikecl.interop.to_snntorch(network(False)))
+present()
+warnings.simplefilter("ignore", DeprecationWarning)
+spikecl.interop.from_norse(spikecl.interop.to_norse(network(True)))
+present()
+"""
 
 
-def modules_after(code):
-    program = f"import sys\n{code}\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+def test_a_library_is_imported_when_it_is_needed():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    return set(done.stdout.split())
-
-
-def test_importing_the_room_imports_no_library():
-    assert not modules_after("import spikecl.interop") & LIBRARIES
-
-
-def test_each_direction_imports_its_own_library():
-    network = (
-        "from spikecl.interop import {0}\n"
-        "from spikecl.networks import SpikingMlp\n"
-        "from spikecl.neurons import LIF, Reset\n"
-        "neuron = LIF(scale_input={1}, reset=Reset.ZERO, detach_reset=False)\n"
-        "{0}(SpikingMlp(hidden=(3,), neuron=neuron).build((2,), 2))"
-    )
-    after = modules_after(network.format("to_snntorch", False))
-    assert "snntorch" in after and "norse" not in after
-    quiet = "import warnings\nwarnings.simplefilter('ignore', DeprecationWarning)\n"
-    after = modules_after(quiet + network.format("to_norse", True))
-    assert "norse" in after and "snntorch" not in after and "torchvision" not in after
+    room, snntorch, norse = (set(line.split()) for line in done.stdout.splitlines())
+    assert not room & LIBRARIES
+    assert snntorch & LIBRARIES == {"snntorch"}
+    assert "norse" in norse
+    assert "torchvision" not in norse
 
 
 @pytest.mark.parametrize("name", ["snntorch", "norse"])

@@ -246,6 +246,16 @@ def test_it_copies_and_draws_nothing():
     assert torch.equal(again(torch.ones(1, 4)), net(torch.ones(1, 4)))
 
 
+def test_the_device_is_kept():
+    spec = SpikingConvNet(channels=(2,), neuron=LIF.snntorch(0.5), norm="batch", learns=("beta",))
+    network = spec.build((8, 8), 3).to("meta")  # the device without numbers stands for any
+    net = to_snntorch(network)
+    tensors = [*net.parameters(), *net.buffers()]  # states too: snnTorch makes new ones like them
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    back = from_snntorch([nn.Linear(4, 3, device="meta"), snntorch.Leaky(0.5)])
+    assert {tensor.device.type for tensor in back.parameters()} == {"meta"}
+
+
 def test_weights_behind_maps_become_plain_ones(lab):
     spec = SpikingRecurrentNet(hidden=(6,), neuron=LIF.snntorch(0.7), excitatory=0.5)
     network = spec.build((5,), 3)

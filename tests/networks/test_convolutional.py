@@ -9,6 +9,7 @@ from spikecl.errors import ConfigError
 from spikecl.networks import (
     Conv2d,
     ConvNet,
+    Dale,
     ResNet,
     SpikingConvNet,
     SpikingResNet,
@@ -206,3 +207,15 @@ def test_values_per_neuron_fit_strided_maps(shape):
     assert bool(network(torch.rand(2, 2, *shape)).logits.isfinite().all())
     for name, size in sizes(network, shape).items():
         assert network.weights()[f"{name}.neuron.v_th"].shape == size
+
+
+def test_dale_s_law_holds_over_shortcuts():
+    """An inhibitory unit's spikes must not be added to a current as they are."""
+    free, signed = (
+        SpikingResNet(width=3, blocks=(2, 1), excitatory=share).build((6, 6), 2)
+        for share in (0.0, 0.6)
+    )
+    assert free.layers["stage1block1b"].currents == ("stem",)
+    for name, layer in signed.layers.items():
+        assert all(source.endswith("shortcut") for source in layer.currents)
+        assert (Dale(excitatory=0.6) in layer.synapse.maps) == (name != "stem")

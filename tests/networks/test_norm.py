@@ -240,3 +240,17 @@ def test_a_normalised_run_resumes_bit_identically():
     a, b = split(frozen(whole))[0], split(frozen(again))[0]
     assert sorted(a) == sorted(b) and all(torch.equal(a[n], b[n]) for n in a)
     assert any(n.startswith("statistics/") for n in a)
+
+
+def test_a_norm_behind_dale_s_law_does_not_turn_signs():
+    """A gain that training made negative counts by its size; without the law it may turn them."""
+    rows = random(9, 4)
+    for excitatory, same in ((0.7, True), (0.0, False)):
+        spec = SpikingMlp(hidden=(4,), norm="batch", excitatory=excitatory)
+        norm = spec.build((3,), 2).double().layers["hidden1"].norm
+        found = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                norm.gain.fill_(0.6 * sign)
+            found.append(normalise(norm, rows, training=False)[0])
+        assert torch.equal(*found) == same

@@ -191,8 +191,8 @@ VARIANTS = {
 
 
 def options_of(case, variant):
-    """Delays need a dense hidden layer, which images on these networks do not have."""
-    dense = not ("conv" in case.name or "resnet" in case.name)
+    """Delays need a dense hidden layer, which a residual network does not have."""
+    dense = "resnet" not in case.name
     return {k: v for k, v in VARIANTS[variant].items() if k != "delay" or dense}
 
 
