@@ -262,23 +262,22 @@ class Learner:
             after()
 
     def check_finite(self) -> None:
-        """Raise if a loss since the last look was infinite or NaN; the step is named."""
+        """Raise if a loss since the last look, or a weight, is not finite; the step is named."""
+        finite = torch.isfinite(self._losses)
+        if self.at.step and not bool(finite.all()):
+            last = self.at.step - 1
+            first = last - last % WINDOW
+            bad = int((~finite).nonzero()[0])
+            raise NonFiniteLossError(
+                f"the loss is {float(self._losses[bad])} at event {self.at.event}, epoch "
+                f"{self.at.epoch}, step {first + bad}; lower optimiser.lr, or look at the data"
+            )
         weights = self.network.weights()
         if broken := [name for name, w in weights.items() if not bool(torch.isfinite(w).all())]:
             raise NonFiniteLossError(
                 f"{', '.join(broken)} became infinite or NaN by event {self.at.event}, epoch "
                 f"{self.at.epoch}, step {self.at.step}; lower optimiser.lr, or look at the data"
             )
-        finite = torch.isfinite(self._losses)
-        if self.at.step == 0 or bool(finite.all()):
-            return
-        last = self.at.step - 1
-        first = last - last % WINDOW
-        bad = int((~finite).nonzero()[0])
-        raise NonFiniteLossError(
-            f"the loss is {float(self._losses[bad])} at event {self.at.event}, epoch "
-            f"{self.at.epoch}, step {first + bad}; lower optimiser.lr, or look at the data"
-        )
 
     def _look(self, step: int) -> list[dict[str, Any]]:
         """Read the losses since the last look; the one wait for the device."""
@@ -488,7 +487,10 @@ _STEP_HOOKS = (
 
 
 def _statistics(loaded: Loaded, chunk: int = 500) -> InputStatistics:
-    """Return mean and standard deviation of up to 10,000 samples, a chunk at a time."""
+    """Return mean and standard deviation of up to 10,000 samples; of large ones in chunks."""
+    if loaded.x[:10_000].numel() <= 2**26:
+        x = loaded.take(slice(None, 10_000)).x.double()
+        return InputStatistics(float(x.mean()), float(x.std()) or 1.0)
     count, total, square = 0, 0.0, 0.0
     for start in range(0, min(len(loaded), 10_000), chunk):
         x = loaded.take(slice(start, min(start + chunk, 10_000))).x.double()
