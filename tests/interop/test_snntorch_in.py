@@ -107,6 +107,24 @@ def test_every_neuron_with_every_reset(lab, kind, mechanism, delay):
     lab.compare(lab.SNNTORCH, modules, from_snntorch(modules), x)
 
 
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize(
+    "v", [-0.6, [0.4, -0.3, 0.2, -0.1, 0.5, 0.1, -0.4, 0.3]], ids=["one", "each"]
+)
+def test_neurons_that_listen_to_themselves_alone(lab, v, learns):
+    neuron = snntorch.RLeaky(
+        0.7,
+        V=torch.tensor(v, dtype=torch.float64),
+        all_to_all=False,
+        learn_recurrent=learns,
+        spike_grad=GRAD,
+    )
+    modules = [nn.Linear(6, 8), neuron, nn.Linear(8, 3, bias=False)]
+    x = 0.5 + lab.draw(1, lab.STEPS, lab.BATCH, 6)
+    assert lab.prepare(lab.SNNTORCH, modules, x, 2)
+    lab.compare(lab.SNNTORCH, modules, from_snntorch(modules), x)
+
+
 def pooled(norm):
     """Pooling of currents and of spikes, with normalised currents."""
     return [
