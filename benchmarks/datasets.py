@@ -12,10 +12,12 @@ recording an input of its own.
 from __future__ import annotations
 
 import argparse
+import json
 import warnings
 from pathlib import Path
 from typing import Any
 
+from results import FOLDER as RESULTS
 from results import write
 from table import row
 
@@ -83,7 +85,16 @@ def main() -> None:
             }
         )
         if not given.validate:
-            write("datasets", "python benchmarks/datasets.py", {"notes": NOTES, "rows": done})
+            content = {"notes": NOTES, "rows": merged(done)}
+            write("datasets", "python benchmarks/datasets.py", content)
+
+
+def merged(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of the file with those just made in their places."""
+    path = RESULTS / "datasets.json"
+    old = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = {row["label"]: row for row in [*old, *done]}
+    return [rows[label] for label in ROWS if label in rows]
 
 
 def linear(data: Data) -> float:

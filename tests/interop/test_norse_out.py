@@ -115,7 +115,17 @@ def chain(*layers):
     return Network(dict(zip(names[1:], layers)), mean_first=False)
 
 
-def test_what_a_network_becomes(lab):
+def test_a_soft_reset_there_and_back(lab):
+    neuron = LIF(beta=0.8, scale_input=True, detach_reset=False, v_rest=-0.25)
+    network = chain(Layer(Linear(6, 8, bias=True), Cells(neuron), inputs=()))
+    x = lab.draw(2, lab.STEPS, lab.BATCH, 6)
+    assert lab.prepare_ours(network, x)
+    net = to_norse(network)
+    lab.compare(lab.NORSE, list(net), network, x)
+    equal(network, from_norse(net), x)
+
+
+def test_what_a_network_becomes():
     direct = LIF(beta=0.75, scale_input=True, v_rest=0.25, **KEPT)
     current = CUBA(beta=0.9, alpha=0.8, scale_input=True, surrogate=Erf(slope=2.0), **KEPT)
     network = chain(

@@ -246,6 +246,17 @@ def test_it_copies_and_draws_nothing():
     assert torch.equal(again(torch.ones(1, 4)), net(torch.ones(1, 4)))
 
 
+def test_what_is_frozen_stays_frozen():
+    lif = snntorch.Leaky(0.5, learn_beta=True, learn_threshold=True)
+    lif.beta.requires_grad_(False)
+    network = from_snntorch([nn.Linear(4, 3), lif])
+    cells = network.layers["layer0"].neuron
+    assert (cells.beta.requires_grad, cells.v_th.requires_grad) == (False, True)
+    back = to_snntorch(network).layer0_leaky
+    assert (back.beta.requires_grad, back.threshold.requires_grad) == (False, True)
+    assert isinstance(back.beta, nn.Parameter)
+
+
 def test_the_device_is_kept():
     spec = SpikingConvNet(channels=(2,), neuron=LIF.snntorch(0.5), norm="batch", learns=("beta",))
     network = spec.build((8, 8), 3).to("meta")  # the device without numbers stands for any
