@@ -26,6 +26,7 @@ from spikecl.components import fields_of, to_table
 from spikecl.data import Frames
 from spikecl.data.catalogue import CATALOGUE
 from spikecl.experiments.config import CHOICES, FIXED, config_schema
+from spikecl.networks import Plasticity
 from spikecl.neurons import LIF, MODELS, SURROGATES, Escape, SpikingNeuron
 from spikecl.neurons.neuron import Resetting
 from spikecl.neurons.values import Range, ranges
@@ -106,6 +107,8 @@ def neurons() -> str:
         parts.append(f"### `{name}`\n\n{first(cls)}{more}\n\n{table(cls, own(cls))}\n")
         beside[cls] = f"of `{name}`"
     parts.append(f"### `escape`\n\n{first(Escape)}\n\n{table(Escape)}\n")
+    parts.append(f"## Plasticity\n\nWhat `stp` of a network may be. {first(Plasticity)}\n")
+    parts.append(f"{table(Plasticity)}\n")
     parts.append(SHAPES)
     for name, cls in SURROGATES.items():
         parts.append(f"### `{name}`\n\n{first(cls)}\n\n{table(cls)}\n")

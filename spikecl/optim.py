@@ -27,7 +27,9 @@ class Optimiser:
     def step(self, gradients: Mapping[str, Tensor]) -> None:
         """Apply gradients; a parameter without one stays. No gradient is left behind."""
         if unknown := gradients.keys() - self._parameters.keys():
-            raise KeyError(f"gradients of unknown parameters: {', '.join(sorted(unknown))}")
+            raise KeyError(
+                f"gradients of unknown or frozen parameters: {', '.join(sorted(unknown))}"
+            )
         for name, parameter in self._parameters.items():
             parameter.grad = gradients.get(name)
         self._inner.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import asdict, replace
 from typing import Any
@@ -22,6 +23,8 @@ from spikecl.learner import Learner, model_nbytes
 from spikecl.networks import Conv2d, Network, Synapse, Tap
 from spikecl.networks import Layer as NetworkLayer
 from spikecl.networks.network import count_parameters
+from spikecl.neurons import State
+from spikecl.neurons.neuron import leaves
 from spikecl.records import FORMAT_VERSION
 
 
@@ -58,7 +61,7 @@ def count_operations(network: Network, x: torch.Tensor) -> tuple[Operations, dic
     taps: dict[str, Tap] = {}
     seen = copy(network)
     seen.mean_first = network.mean_first and not network.is_spiking
-    seen(x, taps=taps, generator=torch.Generator() if network.is_random else None)
+    state = seen(x, taps=taps, generator=torch.Generator() if network.is_random else None).state
     steps, samples = x.shape[:2]
     total, rates = Operations(0, 0, 0, 0), {}
     for position, (name, tap) in enumerate(taps.items()):
@@ -75,7 +78,7 @@ def count_operations(network: Network, x: torch.Tensor) -> tuple[Operations, dic
                 steps=passes * repeats,
                 graded=not binary,
             ),
-            membrane_updates=_membranes(network, name, tap) * steps,
+            membrane_updates=_membranes(network, name, state) * steps,
         )
     return total, rates
 
@@ -93,9 +96,9 @@ def _layer(synapse: Synapse, tap: Tap) -> Layer:
     return replace(layer, connections=layer.connections * synapse.weight.numel() // weights.size)
 
 
-def _membranes(network: Network, path: str, tap: Tap) -> int:
+def _membranes(network: Network, path: str, state: Mapping[str, State]) -> int:
     """Return the number of membranes that a synapse's layer has; those of a recurrent one are 0."""
     layer = dict(network.layers.items()).get(path)
     if not isinstance(layer, NetworkLayer) or layer.neuron is None or not layer.neuron.has_memory:
         return 0
-    return tap.current[0].numel() // (2 if layer.synapse.pair else 1)
+    return leaves(state[path])[0][0].numel()  # each field has one entry for each neuron

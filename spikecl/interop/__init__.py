@@ -6,7 +6,7 @@ Neither library is imported before it is needed.
 from spikecl.errors import InteropError
 from spikecl.interop.norse_in import from_norse
 from spikecl.interop.norse_out import to_norse
-from spikecl.interop.parts import Currents, Flatten, OneToOne, SynapticIntegrator
+from spikecl.interop.parts import Currents, Flatten, OneToOne
 from spikecl.interop.snntorch_in import from_snntorch
 from spikecl.interop.snntorch_out import to_snntorch
 from spikecl.interop.surrogates import SpikeGrad
@@ -17,7 +17,6 @@ __all__ = [
     "InteropError",
     "OneToOne",
     "SpikeGrad",
-    "SynapticIntegrator",
     "from_norse",
     "from_snntorch",
     "to_norse",

@@ -9,12 +9,22 @@ from typing import Any
 from torch import nn
 
 from spikecl.encoding.decoders import Decoder
-from spikecl.interop.parts import Flatten, Neurons, Part, SynapticIntegrator
+from spikecl.interop.parts import Flatten, Neurons, Part
 from spikecl.interop.site import Modules, Site, ends, library, number, sites
 from spikecl.interop.surrogates import identify
 from spikecl.interop.torch_in import assemble, read_torch, with_tensors
 from spikecl.networks import Cells, Linear, Network, NoAutapses
-from spikecl.neurons import CUBA, IF, LIF, LeakyIntegrator, Neuron, Reset, Sigmoid, Surrogate
+from spikecl.neurons import (
+    CUBA,
+    IF,
+    LIF,
+    LeakyIntegrator,
+    Neuron,
+    Reset,
+    Sigmoid,
+    Surrogate,
+    SynapticIntegrator,
+)
 
 _OVER_TIME = {"LIF", "LIFRecurrent", "LIFRefracRecurrent", "LI", "IAF", "Lift"}
 _OTHERS = {

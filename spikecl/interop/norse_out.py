@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from spikecl.errors import InteropError
-from spikecl.interop.parts import SynapticIntegrator
 from spikecl.interop.site import Site, library, number
 from spikecl.interop.surrogates import agrees
 from spikecl.interop.torch_in import copied
@@ -27,6 +26,7 @@ from spikecl.neurons import (
     Reset,
     Smooth,
     Surrogate,
+    SynapticIntegrator,
     Triangle,
 )
 from spikecl.neurons.values import Value

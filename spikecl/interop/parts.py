@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from spikecl.components import component
 from spikecl.networks import BatchNorm, Cells, Linear, WeightMap
+from spikecl.networks.norm import Postsynaptic
 from spikecl.networks.presynaptic import Pass, Presynaptic
 from spikecl.networks.synapses import Synapse
-from spikecl.neurons import Neuron, State
-from spikecl.neurons.values import Decay, Real
 
 
 class Flatten(Presynaptic):
@@ -24,7 +23,7 @@ class Flatten(Presynaptic):
         return x.flatten(2)
 
 
-class Currents(nn.ModuleList):
+class Currents(Postsynaptic, nn.ModuleList):
     """Changes of the current between a synapse and its neurons, in order; stands for the norm.
 
     Pooling here is of currents: ``Conv2d, MaxPool2d, Leaky``. A layer's synapse is tapped before
@@ -83,43 +82,3 @@ class Neurons(NamedTuple):
 
 
 Part = Synapse | Presynaptic | BatchNorm | Neurons
-
-
-class IntegratorState(NamedTuple):
-    """Current ``i`` and membrane ``v`` [B, *features]."""
-
-    i: Tensor
-    v: Tensor
-
-
-@component
-class SynapticIntegrator(Neuron):
-    """A membrane that never fires, driven by a synaptic current: Norse's ``LI``.
-
-    One step, in order of execution; the membrane is also the output::
-
-        i[t] = alpha i[t-1] + x[t]
-        v[t] = v_rest + kappa (v[t-1] - v_rest) + (1 - kappa) i[t]
-
-    Args:
-        alpha: Decay of the current per step, ``exp(-dt/tau_syn)``; 0 has none.
-        kappa: Decay of the membrane per step, ``exp(-dt/tau_mem)``.
-        v_rest: Where the membrane rests, and starts.
-    """
-
-    alpha: Decay = 0.8
-    kappa: Decay = 0.9
-    v_rest: Real = 0.0
-
-    def rest(self, x: Tensor) -> State:
-        """Return no current and a membrane at rest."""
-        zero = torch.zeros_like(x)
-        return IntegratorState(zero, zero + self.v_rest)
-
-    def advance(
-        self, x: Tensor, state: State, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, State]:
-        """Advance the current, then the membrane."""
-        i = self.alpha * state.i + x
-        v = self.kappa * state.v + (1 - self.kappa) * (self.v_rest + i)
-        return v, IntegratorState(i, v)

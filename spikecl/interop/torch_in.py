@@ -24,7 +24,7 @@ from spikecl.networks import (
     Network,
     Synapse,
 )
-from spikecl.networks.norm import EPSILON
+from spikecl.networks.norm import EPSILON, Postsynaptic
 from spikecl.networks.presynaptic import Presynaptic
 from spikecl.neurons import Neuron, Rectified
 
@@ -105,7 +105,7 @@ class Assembly:
 
     def _close(self, neurons: Neurons) -> None:
         assert self._synapse is not None
-        norm: nn.Module | None = Currents(self._currents) if self._currents else None
+        norm: Postsynaptic | None = Currents(self._currents) if self._currents else None
         if len(self._currents) == 1 and isinstance(self._currents[0], BatchNorm):
             norm = self._currents[0]
         self.layers[self._name] = Layer(
@@ -113,7 +113,7 @@ class Assembly:
             neurons.cells,
             inputs=(self._source,),
             before=self._before,
-            norm=cast(BatchNorm | None, norm),
+            norm=norm,
             recurrent=neurons.recurrent,
         )
         self._source = self._name

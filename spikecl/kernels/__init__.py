@@ -1,5 +1,16 @@
-"""Time scans: a reference and its faster twins, each tested equal to the reference."""
+"""Time scans and products of events: a reference and its faster twins, each tested equal to it."""
 
-from spikecl.kernels.scans import Kernel, Recurrence, RecurrentState, choose, reference, scan
+from spikecl.kernels.options import AUTO, Kernels
+from spikecl.kernels.recurrence import Recurrence, RecurrentState
+from spikecl.kernels.scans import Kernel, choose, reference, scan
 
-__all__ = ["Kernel", "Recurrence", "RecurrentState", "choose", "reference", "scan"]
+__all__ = [
+    "AUTO",
+    "Kernel",
+    "Kernels",
+    "Recurrence",
+    "RecurrentState",
+    "choose",
+    "reference",
+    "scan",
+]

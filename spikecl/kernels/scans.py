@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from spikecl.errors import UsageError
-from spikecl.kernels.fused_lif import fused_lif, is_fusible
+from spikecl.kernels import c_code, inductor, triton_code
+from spikecl.kernels.backend import Backend, TorchBackend
+from spikecl.kernels.generated import generated
+from spikecl.kernels.options import AUTO, SCANS, Kernels
+from spikecl.kernels.program import Program, program
+from spikecl.kernels.recurrence import Recurrence, RecurrentState
 from spikecl.neurons import Neuron, State
 from spikecl.neurons.neuron import check_like, checked_state
 
@@ -22,38 +27,64 @@ class Kernel(NamedTuple):
     reason: str
 
 
-class Recurrence(NamedTuple):
-    """Synapses of a layer onto itself: what fired one step ago is input now.
+BACKENDS: dict[str, Backend] = {
+    "fused": TorchBackend(),
+    "compiled": c_code.CBackend(),
+    "inductor": inductor.InductorBackend(),
+    "triton": triton_code.TritonBackend(),
+}
 
-    Args:
-        weight: [n, n].
-        bias: [n].
+
+def choose(neuron: Neuron, x: Tensor, *, kernels: Kernels = AUTO) -> Kernel:
+    """Return the kernel for an input [T, B, *features]; a clock has no say in it.
+
+    Raises:
+        UsageError: The kernel that ``kernels`` names cannot run here.
     """
-
-    weight: Tensor
-    bias: Tensor | None = None
-
-    def __call__(self, spikes: Tensor) -> Tensor:
-        """Return the current [B, *features] that spikes [B, *features] cause one step later."""
-        return functional.linear(spikes.flatten(1), self.weight, self.bias).view(spikes.shape)
+    found = None if neuron.random else program(neuron, neuron.rest(x.new_zeros(x.shape[1:])))
+    return _kernel(neuron, found, x, kernels)
 
 
-class RecurrentState(NamedTuple):
-    """State of a layer that listens to itself: that of its neurons, and their last output."""
-
-    neuron: State
-    spikes: Tensor
+def _kernel(neuron: Neuron, found: Program | None, x: Tensor, kernels: Kernels) -> Kernel:
+    model = type(neuron).__name__
+    return _choose(model, neuron.random, found, x.dtype, x.device.type, kernels.scan)
 
 
-def choose(neuron: Neuron, x: Tensor, recurrence: Recurrence | None = None) -> Kernel:
-    """Return the kernel for an input; it depends on shapes, device and neuron, never on time."""
-    if recurrence is not None:
-        return Kernel("reference", "recurrent: the next input is not known before this step")
-    if len(x) == 1:
-        return Kernel("reference", "one step has nothing to fuse")
-    if is_fusible(neuron):
-        return Kernel("fused", "LIF: one autograd node for all steps, stores the membrane only")
-    return Kernel("reference", f"{type(neuron).__name__} as it is parametrised has no fused twin")
+@functools.cache
+def _choose(
+    model: str, random: bool, found: Program | None, dtype: torch.dtype, device: str, asked: str
+) -> Kernel:
+    against = {name: _against(name, model, random, found, dtype, device) for name in SCANS}
+    if asked != "auto":
+        if against[asked] is None:
+            return Kernel(asked, "asked for")
+        able = ", ".join(name for name, reason in against.items() if reason is None)
+        raise UsageError(f"kernel '{asked}' cannot run here: {against[asked]}; these can: {able}")
+    if against["fused"] is not None:
+        return Kernel("reference", str(against["fused"]))
+    fast = "compiled" if device == "cpu" else "triton"
+    if against[fast] is not None:
+        return Kernel("fused", f"one autograd node for all steps; not {fast}: {against[fast]}")
+    return Kernel(fast, "one autograd node for all steps, one pass over the memory")
+
+
+def _against(
+    name: str, model: str, random: bool, found: Program | None, dtype: torch.dtype, device: str
+) -> str | None:
+    """Return what keeps a kernel from running; ``None`` if nothing does."""
+    if name == "reference":
+        return None
+    if random:
+        return f"{model} draws random numbers"
+    if found is None:
+        return f"{model} uses operations that no generated kernel has"
+    if not found.exact:
+        return f"{model} as it is set up uses exp or its like, which every compiler rounds its way"
+    if name == "compiled":
+        return c_code.against(dtype, device)
+    if name == "inductor":
+        return inductor.against(device)
+    return triton_code.against(dtype, device) if name == "triton" else None
 
 
 def scan(
@@ -63,6 +94,7 @@ def scan(
     *,
     recurrence: Recurrence | None = None,
     generator: torch.Generator | None = None,
+    kernels: Kernels = AUTO,
 ) -> tuple[Tensor, State]:
     """Run a layer of neurons over an input current.
 
@@ -72,19 +104,23 @@ def scan(
         neuron: The model.
         recurrence: Synapses of the layer onto itself; the state is then a :class:`RecurrentState`.
         generator: Where noise and escape firing draw from.
+        kernels: Which kernel computes it.
 
     Returns:
         Output [T, B, *features] (spikes, for most models) and the state after the last step.
 
     Raises:
-        UsageError: What :func:`spikecl.neurons.step` refuses.
+        UsageError: What :func:`spikecl.neurons.step` refuses; a kernel that cannot run here.
     """
     if x.dim() < 2:
         raise UsageError(f"input has shape {tuple(x.shape)}; it must be [T, B, *features]")
     state = _start(x, state, neuron, recurrence, generator)
-    if choose(neuron, x, recurrence).name == "fused":
-        return fused_lif(x, state, neuron)
-    return reference(x, state, neuron, recurrence=recurrence, generator=generator)
+    inner = state if recurrence is None else state.neuron
+    found = None if neuron.random else program(neuron, inner)
+    name = _kernel(neuron, found, x, kernels).name
+    if name == "reference" or not x.numel():
+        return reference(x, state, neuron, recurrence=recurrence, generator=generator)
+    return generated(x, state, neuron, BACKENDS[name], recurrence=recurrence, memory=kernels.memory)
 
 
 def reference(

@@ -18,7 +18,7 @@ from spikecl.continual.compose import Composition
 from spikecl.continual.method import Context, MethodSpec
 from spikecl.encoding import CrossEntropy, Encoder, InputStatistics, Loss
 from spikecl.errors import NonFiniteLossError
-from spikecl.learner.gradients import form_gradients
+from spikecl.learner.gradients import form_gradients, learning
 from spikecl.learner.heads import Heads
 from spikecl.learner.pairing import (
     check_input,
@@ -62,6 +62,7 @@ class Learner:
     Raises:
         PairingError: A part needs what the stream hides or another part does not give; nothing was
             started.
+        UsageError: All parameters of the network are frozen.
     """
 
     def __init__(
@@ -88,13 +89,14 @@ class Learner:
         self.heads = Heads(head, stream, device)
         self.stream, self.network, self.encoder, self.trainer = stream, network, encoder, trainer
         self.plan, self.seeds, self.device = plan, seeds, device
+        self._learning = learning(network)
         initialise(network, seeds)
         network.to(device)
         self.at = Position()
         context = Context(network, optimiser, seeds, stream.reveal, stream.classes, device)
         self.methods = Composition(methods, context)
         self._optimiser_spec = optimiser
-        self.optimiser = optimiser.start(network.weights())
+        self.optimiser = optimiser.start(self._learning)
         self.statistics = self._first_statistics()
         self._rows: list[list[dict[str, float]]] = [[], []]  # aware, agnostic
         self._row: list[dict[str, float]] = [{}, {}]
@@ -149,7 +151,7 @@ class Learner:
         if first and self.at.epoch == self.at.step == 0:
             for begin in self.methods.hooks("begin"):
                 begin(view)
-            self.optimiser = self._optimiser_spec.start(self.network.weights())
+            self.optimiser = self._optimiser_spec.start(self._learning)
             self._state, self._saved_state = None, []
         samples = view.samples
         for choose in self.methods.hooks("training_set") if first else ():
@@ -255,7 +257,7 @@ class Learner:
             update: Mapping[str, Tensor] = {n: p - old[n] for n, p in parameters.items()}
             for change in hooks["update"]:
                 update = change(update)
-            for name, parameter in parameters.items():
+            for name, parameter in self._learning.items():
                 parameter.copy_(old[name] + update[name])
         self.network.set_statistics(factors.statistics)
         for after in hooks["after_step"]:

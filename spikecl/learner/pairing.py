@@ -7,7 +7,7 @@ from typing import cast
 
 from spikecl.continual.compose import check_slots, method_name
 from spikecl.continual.method import MethodSpec, check_reveal
-from spikecl.encoding import Encoder, FirstSpike, Loss
+from spikecl.encoding import Encoder, FirstSpike, Loss, PopulationDecoder
 from spikecl.errors import ConfigError, PairingError
 from spikecl.learner.plan import TrainPlan
 from spikecl.networks import Layer, Network
@@ -60,7 +60,7 @@ def check_input(network: Network, encoder: Encoder) -> None:
 
 
 def check_loss(network: Network, loss: Loss) -> None:
-    """Refuse a loss over time where the time is gone, and one of spikes without spikes."""
+    """Refuse a loss of steps where time is gone or classes share outputs, of spikes without any."""
     readout = cast(Layer, list(network.layers.values())[-1]).neuron
     spiking = readout is not None and isinstance(readout.neuron, SpikingNeuron)
     if isinstance(loss, FirstSpike) and not spiking:
@@ -68,8 +68,13 @@ def check_loss(network: Network, loss: Loss) -> None:
             "loss 'first_spike' is about spikes, and the network's readout has none; give it "
             "spiking neurons (output)"
         )
+    name, decoder = LOSSES.name_of(type(loss)) or type(loss).__name__, network.decoder
+    if loss.per_step and isinstance(decoder, PopulationDecoder) and decoder.units > 1:
+        raise PairingError(
+            f"loss '{name}' takes one output for each class, and the network has several "
+            "(population); use population=1, or loss 'cross_entropy'"
+        )
     if loss.per_step and network.mean_first:
-        name = LOSSES.name_of(type(loss)) or type(loss).__name__
         raise PairingError(
             f"loss '{name}' looks at every step, but the network averages the spikes before its "
             "readout (readout='mean_rate'); use readout='mean_current'"

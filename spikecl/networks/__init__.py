@@ -10,10 +10,10 @@ from spikecl.networks.build import (
 from spikecl.networks.conv_factor import ConvFactor
 from spikecl.networks.convolutional import ConvNet, ResNet, SpikingConvNet, SpikingResNet
 from spikecl.networks.explain import explain
-from spikecl.networks.factor import Complement, Factor
+from spikecl.networks.factor import Complement, Factor, KeptFactor
 from spikecl.networks.initialise import initialise
 from spikecl.networks.layer import Cells, Layer
-from spikecl.networks.network import Network, Output, Tap, Taps
+from spikecl.networks.network import Network, Output
 from spikecl.networks.norm import BatchNorm
 from spikecl.networks.presynaptic import (
     AvgPool2d,
@@ -21,11 +21,13 @@ from spikecl.networks.presynaptic import (
     Channels,
     Dropout,
     MaxPool2d,
+    Plasticity,
     ShortTermPlasticity,
     TimeWindow,
 )
 from spikecl.networks.stateful import Stateful
-from spikecl.networks.synapses import Conv2d, Linear, Synapse
+from spikecl.networks.synapses import AnyFactor, Conv2d, Linear, Synapse
+from spikecl.networks.tap import Tap, Taps
 from spikecl.networks.trace import Recording
 from spikecl.networks.weight_maps import (
     Dale,
@@ -38,6 +40,8 @@ from spikecl.networks.weight_maps import (
 )
 
 __all__ = [
+    "AnyFactor",
+    "KeptFactor",
     "AvgPool2d",
     "AxonalDelay",
     "BatchNorm",
@@ -59,6 +63,7 @@ __all__ = [
     "NetworkSpec",
     "NoAutapses",
     "Output",
+    "Plasticity",
     "Recording",
     "RecurrentNet",
     "ResNet",

@@ -5,18 +5,27 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field, Strict
 from torch import Tensor
 
-from spikecl.components import PositiveFloat, Sizes, component
-from spikecl.encoding.decoders import DECODERS
+from spikecl.components import PositiveFloat, PositiveInt, Sizes, component
+from spikecl.encoding.decoders import DECODERS, MeanDecoder, PopulationDecoder
 from spikecl.errors import ConfigError
 from spikecl.networks.layer import Cells, Layer
 from spikecl.networks.network import Network
 from spikecl.networks.norm import BatchNorm
-from spikecl.networks.presynaptic import Dropout, Presynaptic, TimeWindow
+from spikecl.networks.presynaptic import (
+    AxonalDelay,
+    Dropout,
+    Plasticity,
+    Presynaptic,
+    ShortTermPlasticity,
+    TimeWindow,
+)
 from spikecl.networks.synapses import Linear
 from spikecl.networks.weight_maps import (
     Dale,
@@ -31,6 +40,7 @@ from spikecl.neurons import LIF, AnyNeuron, ConductanceLIF, Rectified, SigmaDelt
 
 Names = Annotated[tuple[Annotated[str, Strict()], ...], Strict(False)]
 Readout = Literal["mean_rate", "mean_current", "sum", "max", "last", "leaky", "first_spike"]
+MEANS = ("mean_rate", "mean_current")
 Head = Literal["single", "growing", "multi"]
 
 
@@ -70,6 +80,11 @@ class LayeredSpec(NetworkSpec):
         dropout: Probability that a hidden neuron is dropped for a sample in training.
         delay: Longest learned delay of each connection into a dense hidden layer in steps; 0 has
             none.
+        axonal_delay: Longest learned delay of each neuron's output on its way to a dense hidden
+            layer in steps, the same for all its connections; 0 has none.
+        stp: Depression and facilitation of spikes on their way to the next layer (from the second
+            on); by default none.
+        population: Outputs of each class; its logit is their mean.
         readout: How the readout's output over time becomes logits: the mean, taken before
             (``mean_rate``) or behind the synapse (``mean_current``), or another decoder.
         head: Whose outputs compete: of all classes (``single``), of those seen so far
@@ -87,6 +102,9 @@ class LayeredSpec(NetworkSpec):
     excitatory: Annotated[float, Field(ge=0, lt=1)] = 0.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     delay: Annotated[int, Field(ge=0)] = 0
+    axonal_delay: Annotated[int, Field(ge=0)] = 0
+    stp: Plasticity | None = None
+    population: PositiveInt = 1
     readout: Readout = "mean_rate"
     head: Head = "single"
 
@@ -117,6 +135,15 @@ class LayeredSpec(NetworkSpec):
                 "readout='first_spike' decodes spikes, and the readout has no spiking neurons; "
                 "give it some with output"
             )
+        if self.population > 1 and self.readout not in MEANS:
+            raise ConfigError(
+                f"population={self.population} takes the mean of each class's outputs over time, "
+                f"not readout='{self.readout}'; use one of {', '.join(MEANS)}"
+            )
+        if self.stp is not None and not isinstance(self.neuron, SpikingNeuron):
+            raise ConfigError(
+                f"stp is about spikes, and {name} sends none; use a neuron that spikes, or no stp"
+            )
 
     def cells(self, size: tuple[int, ...]) -> Cells:
         """Return the hidden neurons of a layer."""
@@ -133,14 +160,26 @@ class LayeredSpec(NetworkSpec):
         }
         return tuple(each for each, use in wanted.items() if use)
 
-    def before(self, *, first: bool, dense: bool) -> dict[str, Presynaptic]:
-        """Return what comes before a layer's synapse."""
+    def before(self, *, first: bool, dense: int = 0) -> dict[str, Presynaptic]:
+        """Return what comes before a layer's synapse; ``dense`` is the size of its input."""
         stages: dict[str, Presynaptic] = {}
         if self.dropout and not first:
             stages["dropout"] = Dropout(self.dropout)
+        if self.stp is not None and not first:
+            stages["stp"] = ShortTermPlasticity(**asdict(self.stp))
+        if self.axonal_delay and dense:
+            # spread evenly, and those of neighbours far apart: multiples of the golden ratio
+            start = self.axonal_delay * (torch.arange(dense) * 0.6180339887 % 1)
+            stages["axon"] = AxonalDelay(dense, self.axonal_delay, learned=True, delay=start)
         if self.delay and dense:
             stages["window"] = TimeWindow(self.delay)
         return stages
+
+    def refuse_delays(self, why: str) -> None:
+        """Refuse delays where no layer could have them."""
+        for name in ("delay", "axonal_delay"):
+            if getattr(self, name):
+                raise ConfigError(f"network.{name}: {why}")
 
     def normalise(self, size: int) -> BatchNorm | None:
         """Return the norm of a hidden layer; its gain starts at the way from rest to threshold."""
@@ -170,7 +209,7 @@ class LayeredSpec(NetworkSpec):
             Linear(n_in, n_out, bias=self.bias, maps=maps),
             self.cells((n_out,)),
             inputs=(source,),
-            before={**(before or {}), **self.before(first=first, dense=True)},
+            before={**(before or {}), **self.before(first=first, dense=n_in)},
             norm=self.normalise(n_out),
             recurrent=onto,
         )
@@ -181,16 +220,17 @@ class LayeredSpec(NetworkSpec):
         """Return the readout."""
         maps = self.maps(first=False, dense=False, hidden=False)
         return Layer(
-            Linear(n_in, n_out, bias=self.bias, maps=maps),
+            Linear(n_in, n_out * self.population, bias=self.bias, maps=maps),
             None if self.output is None else Cells(self.output),
             inputs=(source,),
-            before={**(before or {}), **self.before(first=False, dense=False)},
+            before={**(before or {}), **self.before(first=False)},
         )
 
     def network(self, layers: Mapping[str, Layer]) -> Network:
         """Return the network of some layers."""
-        if self.readout in ("mean_rate", "mean_current"):
-            return Network(layers, mean_first=self.readout == "mean_rate")
+        if self.readout in MEANS:
+            decoder = MeanDecoder() if self.population == 1 else PopulationDecoder(self.population)
+            return Network(layers, decoder=decoder, mean_first=self.readout == "mean_rate")
         return Network(layers, decoder=DECODERS[self.readout](), mean_first=False)
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from functools import cached_property
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
+from spikecl.kernels import Kernels
+from spikecl.kernels.events import Bits
+from spikecl.kernels.product import dense
 from spikecl.networks.factor import Complement, Factor
 
 
@@ -20,6 +24,23 @@ class Geometry(NamedTuple):
     padding: int
 
 
+def convolve(
+    maps: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, kernels: Kernels
+) -> Tensor:
+    """Return the convolution of maps [R, C, H, W]; some at a time where ``kernels`` says so."""
+    _, stride, padding = geometry
+    dtype = maps.dtype if kernels.precision == "full" else torch.bfloat16
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+
+    def product(part: Tensor) -> Tensor:
+        made = functional.conv2d(part.to(dtype), weight, bias, stride=stride, padding=padding)
+        return made.to(maps.dtype)
+
+    if not kernels.chunk or len(maps) <= kernels.chunk:
+        return product(maps)
+    return torch.cat([product(part) for part in torch.split(maps, kernels.chunk)])
+
+
 class ConvFactor:
     """What a trainer says about a convolution; reads like a :class:`Factor`.
 
@@ -27,13 +48,18 @@ class ConvFactor:
     [R H' W', C k k] and ``delta`` [R H' W', C_out], taken out at the first request.
 
     Args:
-        maps: Maps [R, C, H, W] that were transmitted.
+        maps: Maps [R, C, H, W] that were transmitted, as they are or as bits.
         errors: Errors [R, C_out, H', W'] of the current.
         geometry: Of the convolution.
     """
 
-    def __init__(self, maps: Tensor, errors: Tensor, geometry: Geometry):
-        self.maps, self.errors, self.geometry = maps, errors, geometry
+    def __init__(self, maps: Tensor | Bits, errors: Tensor, geometry: Geometry):
+        self._kept, self.errors, self.geometry = maps, errors, geometry
+
+    @property
+    def maps(self) -> Tensor:
+        """Maps [R, C, H, W] that were transmitted."""
+        return dense(self._kept)
 
     def gradient(self) -> Tensor:
         """Return the gradient of the weight as rows [C_out, C k k]."""

@@ -47,8 +47,8 @@ class ConvNet(LayeredSpec):
             raise ConfigError(
                 f"network.padding: 'same' needs an odd kernel, got {self.kernel}; use 'valid'"
             )
-        if self.delay and not self.hidden:
-            raise ConfigError("network.delay: there is no dense hidden layer; set hidden, or 0")
+        if not self.hidden:
+            self.refuse_delays("there is no dense hidden layer; set hidden, or 0")
         layers: dict[str, Layer] = {}
         source = "input"
         before: dict[str, Presynaptic] = {"channels": Channels()}
@@ -71,7 +71,7 @@ class ConvNet(LayeredSpec):
                 ),
                 self.cells((m, height, width)),
                 inputs=(source,),
-                before={**before, **self.before(first=not i, dense=False)},
+                before={**before, **self.before(first=not i)},
                 norm=self.normalise(m),
             )
             height, width = height // self.pool_size, width // self.pool_size
@@ -123,8 +123,7 @@ class ResNet(LayeredSpec):
     def build(self, input_shape: tuple[int, ...], classes: int) -> Network:
         """Return the network."""
         n, height, width = image_shape(input_shape, "a residual network")
-        if self.delay:
-            raise ConfigError("network.delay: a residual network has no dense hidden layer; use 0")
+        self.refuse_delays("a residual network has no dense hidden layer; use 0")
         if isinstance(self.neuron, ConductanceLIF):
             raise ConfigError(
                 "a residual network adds a block's input to currents of both signs, which "
@@ -193,7 +192,7 @@ class ResNet(LayeredSpec):
             ),
             self.cells((m, *size)),
             inputs=(source,),
-            before={**stages, **self.before(first=first, dense=False)},
+            before={**stages, **self.before(first=first)},
             norm=self.normalise(m),
             currents=() if shortcut is None else (shortcut,),
         )

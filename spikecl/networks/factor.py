@@ -13,9 +13,12 @@ They cost differently; :meth:`Factor.gradient` counts multiplications and takes 
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor
+
+from spikecl.kernels.product import Kept, dense, weight_gradient
 
 
 class Complement(NamedTuple):
@@ -103,3 +106,41 @@ class Factor(NamedTuple):
         if self.z is not None and self.z.shape[1] <= 2 * self.outside.basis.shape[0]:
             return self.z @ self.outside.free.T
         return self.outside.residual(self.x)
+
+
+class KeptFactor:
+    """A factor whose rows were kept as events or bits; reads like a :class:`Factor`.
+
+    The gradient is formed from what was kept; the rows are restored at the first request.
+
+    Args:
+        kept: Events or bits of the rows [R, n_in] that were transmitted.
+        delta: Error rows [R, n_out].
+    """
+
+    def __init__(self, kept: Kept, delta: Tensor):
+        self.kept, self.delta = kept, delta
+
+    @cached_property
+    def x(self) -> Tensor:
+        """Rows [R, n_in]."""
+        return dense(self.kept)
+
+    @property
+    def transmitted(self) -> Tensor:
+        """The same rows."""
+        return self.x
+
+    def gradient(self) -> Tensor:
+        """Return the weight gradient [n_out, n_in]."""
+        return weight_gradient(self.kept, self.delta)
+
+    def bias_gradient(self) -> Tensor:
+        """Return the bias gradient [n_out]."""
+        return self.delta.sum(0)
+
+    def project(
+        self, outside: Complement, *, z: Tensor | None = None, residual: Tensor | None = None
+    ) -> Factor:
+        """Return the factor of the gradient projected out of a subspace."""
+        return Factor(self.x, self.delta, self.x).project(outside, z=z, residual=residual)

@@ -17,10 +17,12 @@ def initialise(network: Network, seeds: Seeds) -> None:
     """Draw all weights and biases from ``U(-1/sqrt(fan_in), 1/sqrt(fan_in))``.
 
     Parameters of weight maps get what the map says (gains are 1, delays are drawn); norms and
-    neurons start where their models do, whatever they had learned. Each synapse has a generator of
+    neurons start where their models do, whatever they had learned. Frozen parameters
+    (``requires_grad=False``) keep their values. Each synapse has a generator of
     its own (``init``, its position), so adding a layer changes no other; drawn on the CPU, so a
     device changes nothing.
     """
+    kept = [(p, p.detach().clone()) for p in network.parameters() if not p.requires_grad]
     for layer in network.layers.values():
         cast(Layer, layer).restart()
     for position, synapse in enumerate(network.synapses.values()):
@@ -33,3 +35,5 @@ def initialise(network: Network, seeds: Seeds) -> None:
             for each in synapse.maps:
                 if (start := each.parameters(synapse.weight).get(name)) is not None:
                     parameter.copy_(each.draw(name, start, generator))
+    for parameter, value in kept:
+        parameter.copy_(value)

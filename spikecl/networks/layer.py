@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spikecl.errors import ConfigError, suggest
 from spikecl.kernels import scan
-from spikecl.networks.norm import BatchNorm
+from spikecl.networks.norm import Postsynaptic
 from spikecl.networks.presynaptic import Presynaptic
 from spikecl.networks.synapses import Linear, Synapse
 from spikecl.neurons import LoihiLIF, Neuron, SigmaDelta, SpikingNeuron, State
@@ -49,9 +49,14 @@ class Cells(nn.Module):
                     f"{type(neuron).__name__} has no parameter '{name}' that could learn"
                     f"{suggest(name, known)}"
                 )
+            if name in neuron.idle:
+                raise ConfigError(
+                    f"{type(neuron).__name__}.{name} cannot learn: {neuron.idle[name]}, or leave "
+                    "it out of learns"
+                )
         self.ranges = {name: known[name] for name in names}
         for name in self.ranges:
-            start = self._start(name)
+            start = self._start(name, getattr(getattr(neuron, name), "dtype", None))
             value = start.expand(size) if size else start
             self.register_parameter(name, nn.Parameter(value.clone()))
         fixed = {n: getattr(neuron, n) for n in known if n not in names}
@@ -60,16 +65,18 @@ class Cells(nn.Module):
                 self.register_buffer(name, value.detach().clone())
         self._fixed = any(isinstance(value, Tensor) for value in fixed.values())
 
-    def _start(self, name: str) -> Tensor:
-        """Return what the model's own value of a parameter is stored as."""
-        value = torch.as_tensor(getattr(self.neuron, name), dtype=torch.get_default_dtype())
+    def _start(self, name: str, dtype: torch.dtype | None) -> Tensor:
+        """Return what the model's own value of a parameter is stored as, by default as floats."""
+        value = getattr(self.neuron, name)
+        value = torch.as_tensor(value, dtype=dtype or torch.get_default_dtype())
         return self.ranges[name].to_raw(value)
 
     @torch.no_grad()
     def restart(self) -> None:
         """Put back the initial values of what learns."""
         for name in self.ranges:
-            getattr(self, name).copy_(self._start(name))
+            own = getattr(self, name)
+            own.copy_(self._start(name, own.dtype))
 
     @property
     def is_spiking(self) -> bool:
@@ -104,7 +111,7 @@ class Layer(nn.Module):
         neuron: Turns current into activity; ``None`` passes the current on (a readout).
         inputs: Names of the layers whose activity is summed; ``"input"`` is the network's input.
         before: Changes of the activity before the synapse, by name, in order.
-        norm: Normalises the current.
+        norm: Normalises (or otherwise changes) the current.
         currents: Names of layers whose output is added to the current behind the norm (shortcuts).
         recurrent: Synapse of the neurons onto themselves, one step later.
     """
@@ -116,7 +123,7 @@ class Layer(nn.Module):
         *,
         inputs: tuple[str, ...],
         before: Mapping[str, Presynaptic] | None = None,
-        norm: BatchNorm | None = None,
+        norm: Postsynaptic | None = None,
         currents: tuple[str, ...] = (),
         recurrent: Linear | None = None,
     ):

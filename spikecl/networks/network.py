@@ -8,29 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spikecl.encoding.decoders import Decoder, MeanDecoder
+from spikecl.encoding.decoders import Decoder, MeanDecoder, PopulationDecoder
 from spikecl.errors import UsageError, suggest
-from spikecl.kernels import Recurrence
+from spikecl.kernels import AUTO, Kernels, Recurrence
 from spikecl.networks.layer import Layer
 from spikecl.networks.presynaptic import Dropout, Pass, is_static
 from spikecl.networks.synapses import Synapse
+from spikecl.networks.tap import Tap, Taps, tapped
 from spikecl.networks.trace import Recording, Trace, run_cells
 from spikecl.neurons import State
-
-
-class Tap(NamedTuple):
-    """What a synapse saw and made: rows [R, ...] and the current [R, ...] behind them."""
-
-    rows: Tensor
-    current: Tensor
-
-
-class Taps(dict[str, Tap]):
-    """Taps by synapse, and the other parameters as leaves that gradients can be asked of."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.direct: dict[str, Tensor] = {}
 
 
 class Output(NamedTuple):
@@ -54,8 +40,8 @@ class Network(nn.Module):
     """An ordered list of named layers; the last one is the readout.
 
     The logits are decoded from the readout's output over time. A linear readout and a time mean
-    commute, so with ``mean_first`` the spikes are averaged before it: the same logits from T times
-    fewer rows.
+    (also that of populations) commute, so with ``mean_first`` the spikes are averaged before it:
+    the same logits from T times fewer rows.
 
     Nothing is kept on the modules: state goes in and out, factors go through ``taps``.
 
@@ -63,6 +49,7 @@ class Network(nn.Module):
         layers: Layers by name, in order of execution.
         decoder: From the readout's output [T, B, classes] to logits.
         mean_first: Average the readout's input over time where that changes no logit.
+        kernels: How layers are computed; an attribute that may be set at any time.
     """
 
     def __init__(
@@ -71,9 +58,11 @@ class Network(nn.Module):
         *,
         decoder: Decoder | None = None,
         mean_first: bool = True,
+        kernels: Kernels = AUTO,
     ):
         super().__init__()
         _check_order(layers)
+        self.kernels = kernels
         self.layers = nn.ModuleDict(layers)
         self.decoder = MeanDecoder() if decoder is None else decoder
         # what every step looks up; the parameters themselves are asked of the modules each time
@@ -88,7 +77,8 @@ class Network(nn.Module):
             f"{name}.{key}" for name, layer in layers.items() for key in layer.named_direct()
         )
         last = self._plan[-1][1]
-        self.mean_first = mean_first and isinstance(self.decoder, MeanDecoder) and _commutes(last)
+        linear = isinstance(self.decoder, MeanDecoder | PopulationDecoder)
+        self.mean_first = mean_first and linear and _commutes(last)
         cells = [layer.neuron for layer in layers.values() if layer.neuron is not None]
         self.is_spiking = any(c.is_spiking for c in cells)
         self.is_random = any(c.neuron.random for c in cells)
@@ -102,7 +92,10 @@ class Network(nn.Module):
         return self._synapses
 
     def weights(self) -> Mapping[str, nn.Parameter]:
-        """Return the trainable parameters by ``path.parameter``: synapses first, in order."""
+        """Return the parameters by ``path.parameter``: synapses first, in order.
+
+        Those with ``requires_grad=False`` are frozen: a run leaves them as they are.
+        """
         found = {name: getattr(synapse, key) for name, synapse, key in self._keys}
         if self._direct:
             for name, layer in self._plan:
@@ -162,7 +155,7 @@ class Network(nn.Module):
             use = {**use, **taps.direct}
         if not self._memory and is_static(x) and self.mean_first and trace is None:
             x = x[:1]  # units without memory give the same answer at every step
-        run = Pass(use, {} if state is None else state, training, generator)
+        run = Pass(use, {} if state is None else state, training, generator, self.kernels)
         activity, current = {"input": x}, x
         for name, layer in self._plan:
             h = _sum([activity[source] for source in layer.inputs])
@@ -297,11 +290,10 @@ def _drive(name: str, layer: Layer, x: Tensor, run: Pass, taps: dict[str, Tap] |
     weight, bias = _parameters(name, synapse, run)
     if taps is not None:
         weight, bias = weight.detach(), bias if bias is None else bias.detach()
-    current = synapse.product(rows, weight, bias)
+    kept = synapse.keep(rows, run.kernels)
+    current = synapse.product(rows, kept, weight, bias, run.kernels)
     if taps is not None:
-        if not current.requires_grad:
-            current.requires_grad_()
-        taps[name] = Tap(rows.detach(), current)
+        taps[name], current = tapped(kept, current)
     if layer.norm is not None:
         current = layer.norm(current, f"{name}.norm", run)
     if static:
@@ -342,19 +334,28 @@ def _fire(
             current = rows.view(current.shape)
         recurrence = Recurrence(weight, bias)
     out, after = run_cells(
-        name, current, before, neuron, recurrence=recurrence, generator=run.generator, trace=trace
+        name,
+        current,
+        before,
+        neuron,
+        recurrence=recurrence,
+        generator=run.generator,
+        trace=trace,
+        kernels=run.kernels,
     )
     if after != ():
         run.after[name] = after
     if recurrence is not None and taps is not None:
         first = torch.zeros_like(out[:1]) if before is None else before.spikes[None]
         sent = torch.cat([first, out[:-1]]).detach()
-        taps[path] = Tap(sent.flatten(0, 1).flatten(1), rows)
+        assert layer.recurrent is not None
+        kept = layer.recurrent.keep(sent.flatten(0, 1).flatten(1), run.kernels)
+        taps[path], _ = tapped(kept, rows)
     return out
 
 
 def count_parameters(network: Network) -> int:
-    """Return the number of trainable parameters."""
+    """Return the number of parameters, frozen ones too."""
     return sum(p.numel() for p in network.weights().values())
 
 

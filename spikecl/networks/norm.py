@@ -1,6 +1,8 @@
-"""Normalisation of currents."""
+"""What happens to currents behind a synapse: normalisation."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,19 @@ from spikecl.networks.presynaptic import Pass
 EPSILON = 1e-5
 
 
-class BatchNorm(nn.Module):
+class Postsynaptic(nn.Module):
+    """A change of current rows [R, ...] between a synapse and its neurons."""
+
+    @abstractmethod
+    def restart(self) -> None:
+        """Put back initial parameters and statistics."""
+
+    @abstractmethod
+    def forward(self, rows: Tensor, path: str, run: Pass) -> Tensor:
+        """Return the changed rows; parameters are found under ``path``."""
+
+
+class BatchNorm(Postsynaptic):
     """Batch normalisation over time and batch: one mean and variance per channel.
 
     In training, with mean ``m`` and variance ``s`` of a channel over steps, samples and places::

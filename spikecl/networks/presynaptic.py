@@ -6,13 +6,16 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spikecl.components import PositiveFloat, component
 from spikecl.errors import ConfigError, UsageError
+from spikecl.kernels import AUTO, Kernels
 from spikecl.neurons.neuron import check_like
 
 
@@ -25,6 +28,7 @@ class Pass:
         state: State by path before the pass.
         training: Drop units and use statistics of the batch.
         generator: Where dropout and random neurons draw from.
+        kernels: How layers are computed.
         after: State by path after the pass, filled in.
         statistics: New running statistics by full name, filled in.
     """
@@ -33,6 +37,7 @@ class Pass:
     state: Mapping[str, Any]
     training: bool = False
     generator: torch.Generator | None = None
+    kernels: Kernels = AUTO
     after: dict[str, Any] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
@@ -225,6 +230,23 @@ def _history(x: Tensor, steps: int, path: str, run: Pass) -> Tensor:
     return torch.cat([past, x])
 
 
+@component
+class Plasticity:
+    """Constants of short-term plasticity, the same for all neurons (:class:`ShortTermPlasticity`).
+
+    Args:
+        release: ``U``, release probability at rest.
+        tau_d: Recovery of the resources in milliseconds.
+        tau_f: Decay of the facilitation in milliseconds; 0 has none.
+        dt: Length of a step in milliseconds.
+    """
+
+    release: Annotated[float, Field(gt=0, le=1)] = 0.5
+    tau_d: PositiveFloat = 200.0
+    tau_f: Annotated[float, Field(ge=0)] = 0.0
+    dt: PositiveFloat = 1.0
+
+
 class PlasticityState(NamedTuple):
     """Release probability ``u`` and resources ``r`` [B, *features]."""
 
@@ -259,11 +281,7 @@ class ShortTermPlasticity(Presynaptic):
         self, *, release: float = 0.5, tau_d: float = 200.0, tau_f: float = 0.0, dt: float = 1.0
     ):
         super().__init__()
-        if not (0 < release <= 1 and tau_d > 0 and tau_f >= 0 and dt > 0):
-            raise ConfigError(
-                f"ShortTermPlasticity: got release={release}, tau_d={tau_d}, tau_f={tau_f}, "
-                f"dt={dt}; release is above 0 and at most 1, times are positive milliseconds"
-            )
+        Plasticity(release=release, tau_d=tau_d, tau_f=tau_f, dt=dt)  # checks them
         self.release = release
         self.recovery = math.exp(-dt / tau_d)
         self.facilitation = math.exp(-dt / tau_f) if tau_f else 0.0

@@ -8,13 +8,16 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from spikecl.networks.conv_factor import ConvFactor, Geometry
-from spikecl.networks.factor import Factor
+from spikecl.kernels import Kernels
+from spikecl.kernels.events import Events
+from spikecl.kernels.product import Kept, keep, linear, packed
+from spikecl.networks.conv_factor import ConvFactor, Geometry, convolve
+from spikecl.networks.factor import Factor, KeptFactor
 from spikecl.networks.weight_maps import SplitSigns, SynapticDelays, WeightMap, check_maps
 
 Parameters = Mapping[str, Tensor]
+AnyFactor = Factor | KeptFactor | ConvFactor
 
 
 class Synapse(nn.Module):
@@ -92,11 +95,17 @@ class Synapse(nn.Module):
         """Return activity [R, *features] in the form the product takes."""
 
     @abstractmethod
-    def product(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the current of rows [R, ...]."""
+    def keep(self, rows: Tensor, kernels: Kernels) -> Kept:
+        """Return rows [R, ...] in the form that the product takes and the gradient needs."""
 
     @abstractmethod
-    def factor(self, rows: Tensor, delta: Tensor) -> Factor | ConvFactor:
+    def product(
+        self, rows: Tensor, kept: Kept, weight: Tensor, bias: Tensor | None, kernels: Kernels
+    ) -> Tensor:
+        """Return the current of rows [R, ...], which were also kept."""
+
+    @abstractmethod
+    def factor(self, kept: Kept, delta: Tensor) -> AnyFactor:
         """Return the factor of what was transmitted and of the errors of the current."""
 
 
@@ -112,14 +121,23 @@ class Linear(Synapse):
         """Return [R, n_in]."""
         return x if x.dim() == 2 else x.flatten(1)
 
-    def product(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def keep(self, rows: Tensor, kernels: Kernels) -> Kept:
+        """Return the rows, their events, or bits."""
+        return keep(rows, self.weight.shape[0], kernels)
+
+    def product(
+        self, rows: Tensor, kept: Kept, weight: Tensor, bias: Tensor | None, kernels: Kernels
+    ) -> Tensor:
         """Return [R, n_out], or [R, 2, n_out] of split signs."""
-        current = functional.linear(rows, weight, bias)
+        current = linear(rows, kept, weight, bias, kernels)
         return current.view(len(rows), 2, -1) if self.pair else current
 
-    def factor(self, rows: Tensor, delta: Tensor) -> Factor:
+    def factor(self, kept: Kept, delta: Tensor) -> Factor | KeptFactor:
         """Return the factor; its rows are those that were transmitted."""
-        return Factor(rows, delta.flatten(1), rows)
+        delta = delta.flatten(1)
+        if isinstance(kept, Tensor):
+            return Factor(kept, delta, kept)
+        return KeptFactor(kept, delta)
 
 
 class Conv2d(Synapse):
@@ -153,12 +171,18 @@ class Conv2d(Synapse):
         """Return [R, C, H, W] as it is."""
         return x
 
-    def product(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def keep(self, rows: Tensor, kernels: Kernels) -> Kept:
+        """Return the maps, as bits if they are spikes; a convolution has no use for events."""
+        return packed(rows, kernels)
+
+    def product(
+        self, rows: Tensor, kept: Kept, weight: Tensor, bias: Tensor | None, kernels: Kernels
+    ) -> Tensor:
         """Return [R, C_out, H', W'], or [R, 2, C_out, H', W'] of split signs."""
-        _, stride, padding = self.geometry
-        current = functional.conv2d(rows, weight, bias, stride=stride, padding=padding)
+        current = convolve(rows, weight, bias, self.geometry, kernels)
         return current.view(len(rows), 2, -1, *current.shape[2:]) if self.pair else current
 
-    def factor(self, rows: Tensor, delta: Tensor) -> ConvFactor:
+    def factor(self, kept: Kept, delta: Tensor) -> ConvFactor:
         """Return the factor; patches are taken out when somebody asks for rows."""
-        return ConvFactor(rows, delta.flatten(1, 2) if self.pair else delta, self.geometry)
+        assert not isinstance(kept, Events)
+        return ConvFactor(kept, delta.flatten(1, 2) if self.pair else delta, self.geometry)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spikecl.errors import UsageError, suggest
-from spikecl.kernels import Recurrence, RecurrentState, scan
+from spikecl.kernels import Kernels, Recurrence, RecurrentState, scan
 from spikecl.neurons import Neuron, Refractory, State
 
 
@@ -82,13 +82,21 @@ def run_cells(
     recurrence: Recurrence | None,
     generator: torch.Generator | None,
     trace: Trace | None,
+    kernels: Kernels,
 ) -> tuple[Tensor, State]:
     """Scan a layer; where it is watched, one step at a time."""
     if trace is None or name not in trace.layers or not len(x):
-        return scan(x, state, neuron, recurrence=recurrence, generator=generator)
+        return scan(x, state, neuron, recurrence=recurrence, generator=generator, kernels=kernels)
     outputs, states = [], []
     for current in x:
-        out, state = scan(current[None], state, neuron, recurrence=recurrence, generator=generator)
+        out, state = scan(
+            current[None],
+            state,
+            neuron,
+            recurrence=recurrence,
+            generator=generator,
+            kernels=kernels,
+        )
         outputs.append(out[0])
         states.append(_fields(state))
     spikes = torch.stack(outputs)

@@ -8,7 +8,14 @@ from spikecl.neurons.adex import AdEx, AdExState
 from spikecl.neurons.alif import ALIF, ALIFState
 from spikecl.neurons.conductance import ConductanceLIF, ConductanceState
 from spikecl.neurons.cuba import CUBA, CUBAState
-from spikecl.neurons.graded import LeakyIntegrator, LIState, SigmaDelta, SigmaDeltaState
+from spikecl.neurons.graded import (
+    LeakyIntegrator,
+    LIState,
+    SigmaDelta,
+    SigmaDeltaState,
+    SynapticIntegrator,
+    SynapticIntegratorState,
+)
 from spikecl.neurons.izhikevich import Izhikevich, IzhikevichState
 from spikecl.neurons.lif import IF, LIF, PLIF, LIFState
 from spikecl.neurons.loihi import LoihiLIF, LoihiState
@@ -48,6 +55,7 @@ MODELS: Mapping[str, type[Neuron]] = {
     "izhikevich": Izhikevich,
     "adex": AdEx,
     "leaky_integrator": LeakyIntegrator,
+    "synaptic_integrator": SynapticIntegrator,
     "sigma_delta": SigmaDelta,
     "loihi": LoihiLIF,
     "rectified": Rectified,
@@ -96,6 +104,8 @@ __all__ = [
     "State",
     "StraightThrough",
     "Surrogate",
+    "SynapticIntegrator",
+    "SynapticIntegratorState",
     "Triangle",
     "carry",
     "spike",

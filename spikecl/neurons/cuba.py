@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from torch import Tensor
 
@@ -43,18 +43,23 @@ class CUBA(LIF):
     alpha: Decay = 0.8
 
     @classmethod
-    def from_taus(
+    def from_tau(  # type: ignore[override]  # a constructor: what it needs is the model's own
         cls,
         *,
         tau_mem: float,
         tau_syn: float,
         dt: float = 1.0,
         decay: Literal["exact", "euler"] = "exact",
-    ) -> CUBA:
-        """Return a neuron of two time constants and a step length in milliseconds."""
+        **options: Any,
+    ) -> Self:
+        """Return a neuron of two time constants and a step length in milliseconds.
+
+        Decays and ``options`` are those of :meth:`LIF.from_tau`.
+        """
         return cls(
-            alpha=decay_of("CUBA.from_taus: tau_syn", tau_syn, dt, decay),
-            beta=decay_of("CUBA.from_taus: tau_mem", tau_mem, dt, decay),
+            alpha=decay_of(f"{cls.__name__}.from_tau: tau_syn", tau_syn, dt, decay),
+            beta=decay_of(f"{cls.__name__}.from_tau: tau_mem", tau_mem, dt, decay),
+            **options,
         )
 
     @classmethod

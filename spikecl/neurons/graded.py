@@ -1,4 +1,4 @@
-"""Neurons without a binary spike: the leaky integrator and the sigma-delta neuron."""
+"""Neurons without a binary spike: leaky integrators and the sigma-delta neuron."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spikecl.components import component
 from spikecl.neurons.neuron import Neuron, State
-from spikecl.neurons.values import Decay, NonNegative
+from spikecl.neurons.values import Decay, NonNegative, Real
 
 
 class LIState(NamedTuple):
@@ -41,6 +41,46 @@ class LeakyIntegrator(Neuron):
         c = 1 - self.kappa if self.scale_input else 1.0
         v = self.kappa * state.v + c * x
         return v, LIState(v)
+
+
+class SynapticIntegratorState(NamedTuple):
+    """Current ``i`` and membrane ``v`` [B, *features]."""
+
+    i: Tensor
+    v: Tensor
+
+
+@component
+class SynapticIntegrator(Neuron):
+    """A membrane that never fires, driven by a synaptic current: Norse's ``LI``.
+
+    One step, in order of execution; the membrane is also the output::
+
+        i[t] = alpha i[t-1] + x[t]
+        v[t] = v_rest + kappa (v[t-1] - v_rest) + (1 - kappa) i[t]
+
+    Args:
+        alpha: Decay of the current per step, ``exp(-dt/tau_syn)``; 0 has none.
+        kappa: Decay of the membrane per step, ``exp(-dt/tau_mem)``.
+        v_rest: Where the membrane rests, and starts.
+    """
+
+    alpha: Decay = 0.8
+    kappa: Decay = 0.9
+    v_rest: Real = 0.0
+
+    def rest(self, x: Tensor) -> State:
+        """Return no current and a membrane at rest."""
+        zero = torch.zeros_like(x)
+        return SynapticIntegratorState(zero, zero + self.v_rest)
+
+    def advance(
+        self, x: Tensor, state: State, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, State]:
+        """Advance the current, then the membrane."""
+        i = self.alpha * state.i + x
+        v = self.kappa * state.v + (1 - self.kappa) * (self.v_rest + i)
+        return v, SynapticIntegratorState(i, v)
 
 
 class SigmaDeltaState(NamedTuple):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
+from pydantic import PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from spikecl.components import component
@@ -66,20 +68,27 @@ class LIF(Resetting):
         if self.scale_input and not isinstance(self.beta, Tensor) and self.beta == 1:
             raise ConfigError(
                 f"{type(self).__name__}: beta=1 with scale_input=true multiplies the input by 0; "
-                "use a smaller beta or scale_input=false"
+                "use LIF with a smaller beta, or scale_input=false"
             )
 
     @classmethod
     def from_tau(
-        cls, *, tau_mem: float, dt: float = 1.0, decay: Literal["exact", "euler"] = "exact"
-    ) -> LIF:
-        """Return a LIF of a membrane time constant and step length, both in milliseconds.
+        cls,
+        *,
+        tau_mem: float,
+        dt: float = 1.0,
+        decay: Literal["exact", "euler"] = "exact",
+        **options: Any,
+    ) -> Self:
+        """Return a neuron of a membrane time constant and step length, both in milliseconds.
 
         Exact: ``beta = exp(-dt/tau_mem)``. Euler: ``beta = 1 - dt/tau_mem``, equal to the exact
         decay up to ``O(dt^2)``; unstable for ``dt > 2 tau_mem``, and refused where the membrane
-        would change sign in each step (``dt > tau_mem``).
+        would change sign in each step (``dt > tau_mem``). ``options`` are the model's
+        other arguments, such as ``v_th``.
         """
-        return cls(beta=decay_of("LIF.from_tau: tau_mem", tau_mem, dt, decay))
+        name = f"{cls.__name__}.from_tau: tau_mem"
+        return cls(beta=decay_of(name, tau_mem, dt, decay), **options)
 
     @classmethod
     def snntorch(cls, beta: Value, *, v_th: Value = 1.0, zero: bool = False) -> LIF:
@@ -184,11 +193,24 @@ class LIF(Resetting):
         return v - self.v_th
 
 
+def _no_leak(value: object) -> float:
+    if isinstance(value, bool | Tensor) or value != 1:
+        raise PydanticCustomError("leak", "an IF has no leak, so beta is 1; for another use LIF")
+    return 1.0
+
+
+NoLeak = Annotated[float, PlainValidator(_no_leak), WithJsonSchema({"const": 1.0})]
+
+
 @component
 class IF(LIF):
-    """Integrate-and-fire: a :class:`LIF` without leak, ``u[t] = v[t-1] + x[t]``."""
+    """Integrate-and-fire: a :class:`LIF` without leak, ``u[t] = v[t-1] + x[t]``.
 
-    beta: Decay = 1.0
+    Args:
+        beta: 1, and nothing else.
+    """
+
+    beta: NoLeak = 1.0
 
 
 @component

@@ -22,7 +22,7 @@ from pydantic import Field, Strict
 from torch import Tensor
 
 from spikecl.components import PositiveFloat, component
-from spikecl.errors import ConfigError, UsageError
+from spikecl.errors import ConfigError, UsageError, suggest
 from spikecl.neurons.surrogate import AnySurrogate, Sigmoid, Smooth, spike
 from spikecl.neurons.values import Real, Value
 
@@ -43,6 +43,11 @@ class Neuron(ABC):
         """Whether a step draws random numbers."""
         return False
 
+    @property
+    def idle(self) -> Mapping[str, str]:
+        """Parameters that nothing depends on with these options: by name, why and what to do."""
+        return {}
+
     def cells(self, x: Tensor) -> torch.Size:
         """Return the shape [*features] of the neurons that one step of input drives."""
         return x.shape[1:]
@@ -58,11 +63,19 @@ class Neuron(ABC):
         """Advance by one step without checks; see :func:`step`."""
 
     def bind(self, values: Mapping[str, Tensor]) -> Self:
-        """Return the neuron with some parameters replaced by tensors, unchecked."""
-        made = object.__new__(type(self))
-        for field in fields(self):  # type: ignore[arg-type]
-            value = values.get(field.name, getattr(self, field.name))
-            object.__setattr__(made, field.name, value)
+        """Return the neuron with some parameters replaced by tensors; their values are unchecked.
+
+        Raises:
+            UsageError: The model has no parameter of a name.
+        """
+        made, names = object.__new__(type(self)), [f.name for f in fields(self)]  # type: ignore[arg-type]
+        for name in values:
+            if name not in names:
+                raise UsageError(
+                    f"{type(self).__name__} has no parameter '{name}'{suggest(name, names)}"
+                )
+        for name in names:
+            object.__setattr__(made, name, values.get(name, getattr(self, name)))
         return made
 
 
@@ -233,6 +246,12 @@ class Resetting(SpikingNeuron):
                 f"reset_time='{self.reset_time}' resets it later; use reset_time='same' or "
                 "integrate_refractory=true"
             )
+
+    @property
+    def idle(self) -> Mapping[str, str]:
+        """``v_reset``, unless a spike resets the membrane to it."""
+        why = f"reset='{self.reset}' does not use it; use reset='value'"
+        return {} if self.reset is Reset.VALUE else {"v_reset": why}
 
     @property
     def reset_value(self) -> Value:

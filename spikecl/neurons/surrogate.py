@@ -261,7 +261,7 @@ class _Spike(torch.autograd.Function):
 
 
 def spike(
-    x: Tensor, surrogate: Surrogate, *, strict: bool = True, shift: Tensor | None = None
+    x: Any, surrogate: Surrogate, *, strict: bool = True, shift: Tensor | None = None
 ) -> Tensor:
     """Return ``1[x > 0]`` (or ``>=``), differentiated as ``surrogate(x)``.
 
@@ -273,4 +273,6 @@ def spike(
     """
     if isinstance(surrogate, Smooth):
         return surrogate.primitive(x)
+    if not isinstance(x, Tensor):  # a kernel reads the equations
+        return x.spike(surrogate, strict=strict)  # type: ignore[no-any-return]
     return _Spike.apply(x, surrogate, strict, shift)  # type: ignore[no-any-return, no-untyped-call]

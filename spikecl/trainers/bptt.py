@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,16 +43,17 @@ class Bptt(Trainer):
                 x, state, taps=taps, weights=weights, training=training, generator=generator
             )
             loss = loss_of(output, output_loss)
-            wanted = [*(tap.current for tap in taps.values()), *taps.direct.values()]
+            wanted: list[Any] = [*(tap.edge for tap in taps.values()), *taps.direct.values()]
             found = torch.autograd.grad(loss, wanted, allow_unused=True)
-        deltas = [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found)]
         direct = zip(taps.direct, found[len(taps) :], strict=True)
         return Factors(
             loss.detach(),
             output.logits.detach(),
             {
-                path: network.synapses[path].factor(tap.rows, delta)
-                for (path, tap), delta in zip(taps.items(), deltas)
+                path: network.synapses[path].factor(
+                    tap.kept, tap.no_error() if delta is None else delta
+                )
+                for (path, tap), delta in zip(taps.items(), found)
             },
             {name: gradient for name, gradient in direct if gradient is not None},
             output.statistics,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spikecl.encoding import OutputLoss
-from spikecl.networks import ConvFactor, Factor, Network, Output
+from spikecl.networks import AnyFactor, Network, Output
 from spikecl.neurons import State
 from spikecl.streams.reveal import Reveal
 
@@ -32,7 +32,7 @@ class Factors(NamedTuple):
 
     loss: Tensor
     logits: Tensor
-    synapses: Mapping[str, Factor | ConvFactor]
+    synapses: Mapping[str, AnyFactor]
     direct: Mapping[str, Tensor] = MappingProxyType({})
     statistics: Mapping[str, Tensor] = MappingProxyType({})
     state: Mapping[str, State] = MappingProxyType({})

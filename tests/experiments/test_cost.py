@@ -9,8 +9,16 @@ import pytest
 import torch
 
 from spikecl.experiments.cost import count_operations
+from spikecl.interop import Currents
 from spikecl.networks import (
+    Cells,
+    Channels,
+    Conv2d,
+    Layer,
+    Linear,
+    MaxPool2d,
     Mlp,
+    Network,
     RecurrentNet,
     SpikingConvNet,
     SpikingMlp,
@@ -218,6 +226,23 @@ def test_conductances_have_one_membrane_and_each_weight_one_sign():
     assert found.effective_acs == pytest.approx((x.sum() * 7 + sent.sum() * 3) / B)
     assert found.dense == T * (35 + 21)
     assert found.membrane_updates == T * 7
+
+
+@pytest.mark.parametrize("refractory", [0, 2])
+def test_membranes_behind_pooled_currents_are_those_of_the_pooled_map(refractory):
+    layer = Layer(
+        Conv2d(1, 4, kernel=3),  # 8x8 to 6x6 to 3x3
+        Cells(LIF(beta=0.6, v_th=0.2, refractory=refractory)),
+        inputs=("input",),
+        before={"channels": Channels()},
+        norm=Currents([MaxPool2d(2)]),
+    )
+    readout = Layer(Linear(36, 3), None, inputs=("conv",))
+    network = Network({"conv": layer, "readout": readout})
+    initialise(network, Seeds(0))
+    found, _ = count_operations(network, spikes(T, B, 8, 8))
+    assert found.membrane_updates == T * 4 * 9
+    assert found.dense == T * (4 * 36 * 9 + 36 * 3)  # the synapse is as it was
 
 
 def test_neurons_of_the_readout_are_updated_too():

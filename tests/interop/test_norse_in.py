@@ -10,9 +10,18 @@ from torch import nn
 
 from spikecl.encoding.decoders import LastDecoder
 from spikecl.errors import InteropError
-from spikecl.interop import SynapticIntegrator, from_norse
+from spikecl.interop import from_norse
 from spikecl.networks import NoAutapses
-from spikecl.neurons import CUBA, IF, LIF, FastSigmoid, LeakyIntegrator, Reset, Triangle
+from spikecl.neurons import (
+    CUBA,
+    IF,
+    LIF,
+    FastSigmoid,
+    LeakyIntegrator,
+    Reset,
+    SynapticIntegrator,
+    Triangle,
+)
 
 with warnings.catch_warnings():
     warnings.filterwarnings(

@@ -9,7 +9,7 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from spikecl.errors import InteropError
-from spikecl.interop import SynapticIntegrator, from_norse, to_norse
+from spikecl.interop import from_norse, to_norse
 from spikecl.networks import Cells, Layer, Linear, Network, NoAutapses, SpikingConvNet, SpikingMlp
 from spikecl.neurons import (
     CUBA,
@@ -21,6 +21,7 @@ from spikecl.neurons import (
     Rectified,
     Reset,
     Sigmoid,
+    SynapticIntegrator,
     Triangle,
 )
 

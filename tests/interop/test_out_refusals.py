@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from spikecl.errors import InteropError
-from spikecl.interop import OneToOne, SynapticIntegrator, to_norse, to_snntorch
+from spikecl.interop import OneToOne, to_norse, to_snntorch
 from spikecl.networks import (
     AxonalDelay,
     BatchNorm,
@@ -34,6 +34,7 @@ from spikecl.neurons import (
     Reset,
     Sigmoid,
     Smooth,
+    SynapticIntegrator,
     Triangle,
 )
 

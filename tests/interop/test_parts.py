@@ -5,8 +5,7 @@ import snntorch
 import torch
 from torch import nn
 
-from spikecl.interop import OneToOne, SpikeGrad, SynapticIntegrator, from_snntorch
-from spikecl.kernels import scan
+from spikecl.interop import OneToOne, SpikeGrad, from_snntorch
 from spikecl.networks import initialise
 from spikecl.neurons import Arctan
 from spikecl.seeds import Seeds
@@ -92,15 +91,3 @@ def test_one_weight_for_all_or_for_each():
         gradient = torch.arange(9.0).view(3, 3)  # what is off the diagonal is no synapse
         back = synapse.pull_back({"weight": synapse.weight}, gradient, None)["weight"]
         assert back.tolist() == ([12.0] if len(weight) == 1 else [0.0, 4.0, 8.0])
-
-
-def test_an_impulse_through_current_and_membrane():
-    alpha, kappa, rest = 0.6, 0.9, -0.3
-    x = torch.zeros(30, 1, 1, dtype=torch.float64)
-    x[0] = 2.0
-    neuron = SynapticIntegrator(alpha=alpha, kappa=kappa, v_rest=rest)
-    v, state = scan(x, None, neuron)
-    n = torch.arange(1, 31, dtype=torch.float64)
-    expected = rest + 2 * (1 - kappa) * (kappa**n - alpha**n) / (kappa - alpha)
-    torch.testing.assert_close(v.flatten(), expected, rtol=0, atol=1e-14)
-    torch.testing.assert_close(state.i.flatten(), 2 * alpha ** (n[-1:] - 1))

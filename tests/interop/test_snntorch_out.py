@@ -127,7 +127,7 @@ OTHER_WORDS = {
     "Lapicque": [
         LIF(beta=0.7, scale_input=True, reset_time="next"),
         LIF(beta=FOUR, scale_input=True, reset=Reset.NONE),
-        IF(beta=0.5, scale_input=True, reset=Reset.ZERO, reset_time="after"),
+        LIF(beta=0.5, scale_input=True, reset=Reset.ZERO, reset_time="after"),
     ],
     "second order": [CUBA(beta=0.6, alpha=0.2, reset=Reset.ZERO, detach_reset=False)],
     "not strict": [LIF(beta=0.7, strict=False, reset_time="next")],

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from spikecl.continual import Finetune, Hlop, JointTraining, Method, MethodSpec
 from spikecl.encoding import Direct
-from spikecl.errors import PairingError
+from spikecl.errors import PairingError, UsageError
 from spikecl.learner import Learner, TrainPlan, form_gradients
 from spikecl.networks import (
     Factor,
@@ -150,6 +150,97 @@ def test_hlop_keeps_old_responses_of_a_convolution():
         assert len(lateral.old) == 4  # all four directions of a 2x2 patch are taken in the end
         assert float((change @ old.T).abs().max()) < 1e-6 * float(change.abs().max()) + 1e-8
     assert float((baseline @ old.T).abs().max()) > 1e-3
+
+
+DEEP = SpikingMlp(hidden=(9, 8), neuron=PLIF(v_th=0.2), bias=True, norm="batch")
+
+
+def frozen(*names, kind=DEEP):
+    """Return a network whose weights have values of their own, some of them frozen."""
+    network = kind.build((N,), CLASSES)
+    initialise(network, Seeds(7))
+    with torch.no_grad():
+        for name, p in network.weights().items():
+            p.mul_(1.1)
+            p.requires_grad_(not any(part in name for part in names))
+    return network
+
+
+class Restless(Method):
+    """Moves whatever it can reach."""
+
+    def update(self, update):
+        return {name: change + 0.01 for name, change in update.items()}
+
+
+class RestlessSpec(MethodSpec):
+    def start(self, context):
+        return Restless()
+
+
+METHODS = {
+    "finetune": Finetune(),
+    "hlop": Hlop(rows=(2,)),
+    "faithful": Hlop(rows=(2,), faithful=True),
+    "restless": RestlessSpec(),
+    "joint": JointTraining(),
+}
+OPTIMISERS = {
+    "sgd": Sgd(lr=0.2, momentum=0.9, weight_decay=0.1),
+    "plain": Sgd(lr=0.2),
+    "adam": Adam(lr=0.01, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS.values(), ids=list(OPTIMISERS))
+@pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
+@pytest.mark.parametrize(
+    "names", [("hidden1.weight",), ("hidden2.", "readout.bias"), ("weight",), ("neuron", "norm")]
+)
+def test_frozen_parameters_stay_as_they_were_given(names, method, optimiser):
+    network = frozen(*names)
+    given = {n: p.detach().clone() for n, p in network.weights().items()}
+    still = {n for n, p in network.weights().items() if not p.requires_grad}
+    learner = learner_of(network, method, optimiser=optimiser, reveal=DOMAIN_IL | Reveal.OLD_DATA)
+    weights = learner.network.weights()
+    drawn = {n for n in given if n.endswith("weight")}
+    assert all(torch.equal(weights[n], given[n]) == (n in still) for n in drawn)
+    first, second = moved(learner)
+    assert all(torch.equal(weights[n], given[n]) for n in still)
+    assert not (first | second) & still
+    loud = {n for n in given.keys() - still if not n.endswith("bias")}  # norms take biases out
+    assert first >= loud
+    assert second >= ({n for n in loud if n in drawn} if isinstance(method, Hlop) else loud)
+
+
+def test_frozen_synapses_behind_maps_are_left_alone():
+    kind = SpikingMlp(hidden=(9, 8), neuron=LIVELY, standardise=True, delay=2)
+    network = frozen("hidden1.", "hidden2.gain", kind=kind)
+    given = {n: p.detach().clone() for n, p in network.weights().items()}
+    first, second = moved(learner_of(network, Finetune(), optimiser=OPTIMISERS["sgd"]))
+    assert first == second == {"hidden2.weight", "hidden2.delay", "readout.weight"}
+    assert all(torch.equal(network.weights()[n], given[n]) for n in given.keys() - first)
+
+
+def test_a_frozen_layer_still_passes_gradients_on():
+    network = frozen("hidden2.weight", "readout.weight")
+    x, y = torch.rand(T, 5, N), torch.arange(5) % 3
+    factors = Bptt().factors(network, x, lambda z: functional.cross_entropy(z, y))
+    found = form_gradients(network, factors.synapses, factors.direct)
+    assert found.keys() == {n for n, p in network.weights().items() if p.requires_grad}
+    for p in network.parameters():
+        p.requires_grad_()
+    whole = form_gradients(network, factors.synapses, factors.direct)
+    assert bool(found["hidden1.weight"].any())
+    assert all(torch.equal(found[n], whole[n]) for n in found)
+
+
+def test_a_network_without_anything_to_train_is_refused():
+    network = frozen("")
+    before = {n: p.detach().clone() for n, p in network.weights().items()}
+    with pytest.raises(UsageError, match="all parameters of the network are frozen.*nothing is"):
+        learner_of(network, Finetune())
+    assert all(torch.equal(p, before[n]) for n, p in network.weights().items())
 
 
 class Probe(Method):

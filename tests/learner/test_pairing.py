@@ -112,6 +112,18 @@ def test_a_loss_over_time_needs_time_at_the_readout(name):
     check_loss(SpikingMlp(hidden=(7,), output=LIF()).build((N,), 3), loss)
 
 
+@pytest.mark.parametrize("readout", ["mean_rate", "mean_current"])
+@pytest.mark.parametrize("name", LOSSES.names())
+def test_a_loss_over_time_needs_one_output_for_each_class(name, readout):
+    loss = LOSSES.get(name)()
+    spec = SpikingMlp(hidden=(7,), output=LIF(), population=2, readout=readout)
+    if loss.per_step:
+        with pytest.raises(PairingError, match=f"'{name}' takes one output for each class.*pop"):
+            check_loss(spec.build((N,), 3), loss)
+    else:
+        check_loss(spec.build((N,), 3), loss)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 4, 3, 8, 16])
 def test_a_membrane_that_is_carried_needs_batches_of_one_size(batch):
     stream = stream_of(8, 4)

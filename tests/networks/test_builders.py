@@ -8,6 +8,7 @@ from spikecl.components import from_table, to_table
 from spikecl.errors import ConfigError
 from spikecl.learner import form_gradients
 from spikecl.networks import (
+    AxonalDelay,
     BatchNorm,
     Conv2d,
     Dale,
@@ -15,6 +16,8 @@ from spikecl.networks import (
     Gain,
     Linear,
     NoAutapses,
+    Plasticity,
+    ShortTermPlasticity,
     SplitSigns,
     Standardise,
     SynapticDelays,
@@ -92,8 +95,10 @@ def test_the_twin_has_the_same_synapses(case):
 def test_its_description_goes_round(case):
     options = {"bias": True, "dropout": 0.25, "delay": 3, "head": "multi", "readout": "max"}
     options |= {"neuron": PLIF(v_th=0.7), "per_neuron": True, "output": LIF(beta=0.2)}
+    options |= {"axonal_delay": 2, "readout": "mean_current", "population": 2}
+    options |= {"stp": Plasticity(release=0.2)} if case.spiking else {}
     if "resnet" in case.name:
-        del options["delay"]
+        del options["delay"], options["axonal_delay"]
     for spec in (case.spec(), case.spec(**options)):
         table = to_table(spec)
         again = from_table(type(spec), table, "network")
@@ -143,10 +148,11 @@ def test_the_plan_is_that_of_a_pass(case):
             assert plan.synapse.startswith(f"one {word} ")
             if layer.neuron is None:
                 assert plan.kernel == "linear"
-            elif layer.recurrent is not None or (case.spiking and len(batch) == 1):
-                assert plan.kernel == "reference"
+            elif not case.spiking and layer.recurrent is None:
+                assert plan.kernel == "relu"
             else:
-                assert plan.kernel == ("fused" if case.spiking else "relu")
+                assert plan.kernel in ("compiled", "fused")
+            assert 0 <= plan.density <= 1
             assert plan.reason
 
 
@@ -285,6 +291,80 @@ def test_delay(case):
     found = form_gradients(network, factors.synapses, factors.direct)
     assert all(bool(found[n].any()) for n in found if n.endswith("delay"))
     assert not torch.allclose(network(case.inputs()).logits, case.network()(case.inputs()).logits)
+
+
+def test_axonal_delay(case):
+    """One learned delay for each neuron that talks to a dense hidden layer."""
+    if "conv" in case.name or "resnet" in case.name:
+        with pytest.raises(ConfigError, match="network.axonal_delay: .*no dense hidden layer"):
+            case.network(axonal_delay=2, **({"hidden": ()} if "conv" in case.name else {}))
+    if "resnet" in case.name:
+        return
+    network, x = case.network(axonal_delay=3), case.inputs()
+    for name, layer in network.layers.items():
+        stages = [s for s in layer.before.values() if isinstance(s, AxonalDelay)]
+        assert len(stages) == name.startswith("hidden")
+        for stage in stages:
+            delay = stage.delay.detach()
+            assert delay.shape == (layer.synapse.inputs,) and stage.longest == 3
+            assert 0 <= float(delay.min()) < 0.5 and 2.2 < float(delay.max()) < 3
+            assert float(delay.diff().abs().min()) > 1  # neighbours are not alike
+    factors = Bptt().factors(network, x, loss_of(case))
+    delays = {n: g for n, g in factors.direct.items() if n.endswith("axon.delay")}
+    assert delays and all(bool(g.any()) for g in delays.values())
+    with torch.no_grad():
+        for name in delays:
+            network.weights()[name].zero_()
+    torch.testing.assert_close(network(x).logits, case.network()(x).logits)
+
+
+def test_short_term_plasticity(case):
+    """What a spiking layer sends to the next one tires; the input does not."""
+    stp = Plasticity(release=0.6, tau_d=20.0, tau_f=5.0)
+    if not case.spiking:
+        with pytest.raises(ConfigError, match="stp is about spikes, and Rectified sends none"):
+            case.spec(stp=stp)
+        return
+    network, x = case.network(stp=stp), case.inputs()
+    layers = list(network.layers.items())
+    for name, layer in layers:
+        stages = [s for s in layer.before.values() if isinstance(s, ShortTermPlasticity)]
+        assert len(stages) == (name != layers[0][0] and not name.endswith("shortcut")), name
+        assert all(s.release == 0.6 and s.facilitation < 1 for s in stages)
+    assert not torch.allclose(network(x).logits, case.network()(x).logits)
+    first, second = network(x[:2]), network(x[2:], network(x[:2]).state)
+    steps = case.network(stp=stp, readout="mean_current")(x).steps
+    split = torch.stack([first.logits * 2, second.logits * 3]).sum(0) / 5
+    torch.testing.assert_close(split, steps.mean(0))
+    table = {**to_table(case.spec()), "stp": {"release": 0.6, "tau_d": 20.0, "tau_f": 5.0}}
+    assert from_table(type(case.spec()), table, "network") == case.spec(stp=stp)
+    with pytest.raises(ConfigError, match="stp.release: got 2"):
+        from_table(type(case.spec()), {**table, "stp": {"release": 2.0}}, "network")
+
+
+@pytest.mark.parametrize("output", [None, LIF(beta=0.5, v_th=0.3)])
+def test_population(case, output):
+    """Several outputs for each class, whose mean over time and outputs is its logit."""
+    x = case.inputs()
+    for readout in ("mean_rate", "mean_current"):
+        network = case.network(population=4, readout=readout, output=output)
+        assert network.layers["readout"].synapse.weight.shape[0] == 12
+        logits = network(x).logits
+        steps = case.network(population=4, readout="mean_current", output=output)(x).steps
+        assert steps.shape == (5, 4, 12)
+        expected = torch.stack([steps[..., 4 * c : 4 * c + 4].mean((0, 2)) for c in range(3)], 1)
+        assert logits.shape == (4, 3) and bool(logits.any())
+        torch.testing.assert_close(logits, expected)
+        assert network.mean_first == (readout == "mean_rate" and output is None)
+    weights = network.weights()
+    factors = Bptt().factors(network, x, loss_of(case))
+    found = form_gradients(network, factors.synapses, factors.direct)
+    logits = network(x, training=True).logits
+    grads = torch.autograd.grad(loss_of(case)(logits), list(weights.values()))
+    for name, gradient in zip(weights, grads, strict=True):
+        torch.testing.assert_close(found[name], gradient, rtol=1e-8, atol=1e-11)
+    with pytest.raises(ConfigError, match="population=4 .*not readout='max'; use one of mean_rate"):
+        case.spec(population=4, readout="max")
 
 
 @pytest.mark.parametrize("per_neuron", [False, True])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from spikecl.kernels import Kernels, compiler, scan
 from spikecl.networks import Mlp, SpikingMlp, Tap, explain
 from spikecl.neurons import LIF
 
@@ -26,7 +27,8 @@ def test_rows_and_kernels_of_a_spiking_network(batch, readout, rows):
     plans = explain(network, batch)
     assert [plan.layer for plan in plans] == ["hidden1", "hidden2", "readout"]
     assert [plan.rows for plan in plans] == rows
-    assert [plan.kernel for plan in plans] == ["fused", "fused", "linear"]
+    fast = "fused" if compiler.compiler() is None else "compiled"
+    assert [plan.kernel for plan in plans] == [fast, fast, "linear"]
     assert [plan.synapse for plan in plans] == [
         "one product 6x8", "one product 8x7", "one product 7x4"
     ]  # fmt: skip
@@ -43,12 +45,13 @@ def test_the_rows_are_those_of_a_pass():
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_the_kernel_is_the_one_that_a_pass_takes(steps):
-    from spikecl.kernels import scan
-
-    network = SpikingMlp(hidden=(8,)).build((6,), 4)
-    x = torch.rand(steps, B, 8, requires_grad=True)
-    fused = "FusedLIF" in scan(x, None, LIF())[0].grad_fn.name()
-    assert explain(network, direct(steps))[0].kernel == ("fused" if fused else "reference")
+    for name in ("reference", "fused"):
+        network = SpikingMlp(hidden=(8,)).build((6,), 4)
+        network.kernels = Kernels(scan=name)
+        current = torch.rand(steps, B, 8, requires_grad=True)
+        spikes, _ = scan(current, None, LIF(), kernels=network.kernels)
+        assert ("_Scan" in spikes.grad_fn.name()) == (name == "fused")
+        assert explain(network, direct(steps))[0].kernel == name
 
 
 def test_the_twin():

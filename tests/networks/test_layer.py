@@ -7,7 +7,17 @@ from torch.nn import functional
 from spikecl.errors import ConfigError
 from spikecl.learner import form_gradients
 from spikecl.networks import Cells, Layer, Linear, SpikingMlp, initialise
-from spikecl.neurons import ALIF, CUBA, LIF, PLIF, LeakyIntegrator, Reset, Sigmoid
+from spikecl.neurons import (
+    ALIF,
+    CUBA,
+    IF,
+    LIF,
+    PLIF,
+    ConductanceLIF,
+    LeakyIntegrator,
+    Reset,
+    Sigmoid,
+)
 from spikecl.optim import Adam, Sgd
 from spikecl.seeds import Seeds
 from spikecl.trainers import Bptt
@@ -178,6 +188,31 @@ def test_cells_are_a_call_without_state():
 def test_what_cannot_learn_is_refused(name):
     with pytest.raises(ConfigError, match=f"LIF has no parameter '{name}' that could learn"):
         Cells(LIF(reset=Reset.ZERO), learns=(name,))
+
+
+@pytest.mark.parametrize("reset", [Reset.SOFT, Reset.ZERO, Reset.NONE])
+def test_what_no_option_uses_cannot_learn(reset):
+    message = f"LIF.v_reset cannot learn: reset='{reset}' does not use it; use reset='value', or"
+    with pytest.raises(ConfigError, match=message):
+        Cells(LIF(reset=reset), learns=("beta", "v_reset"))
+    with pytest.raises(ConfigError, match="ConductanceLIF.v_reset cannot learn"):
+        Cells(ConductanceLIF(reset=Reset.NONE), learns=("v_reset",))
+    assert Cells(LIF(reset=Reset.VALUE), learns=("v_reset",)).v_reset.shape == ()
+    with pytest.raises(ConfigError, match="IF has no parameter 'beta' that could learn"):
+        Cells(IF(), learns=("beta",))  # it would leak
+
+
+def test_values_that_learn_have_the_precision_of_the_network():
+    """Both when they are given as tensors and when a network in float64 starts again."""
+    beta = torch.tensor([0.1, 0.7], dtype=torch.float64)
+    given = Cells(LIF(beta=beta), learns=("beta",))
+    assert given.beta.dtype == torch.float64
+    torch.testing.assert_close(given.bound().beta.detach(), beta, rtol=0, atol=1e-15)
+    network = make(neuron=PLIF(beta=0.7))
+    raw = network.weights()["hidden1.neuron.beta"]
+    assert raw.dtype == torch.float64
+    assert torch.sigmoid(raw).item() == pytest.approx(0.7, rel=1e-15)
+    assert make(neuron=PLIF()).float().weights()["hidden1.neuron.beta"].dtype == torch.float32
 
 
 def test_a_layer_without_neurons_cannot_listen_to_itself():

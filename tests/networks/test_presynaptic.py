@@ -17,6 +17,7 @@ from spikecl.networks import (
     Linear,
     MaxPool2d,
     Network,
+    Plasticity,
     ShortTermPlasticity,
     SynapticDelays,
     TimeWindow,
@@ -344,8 +345,10 @@ def test_gradients_of_plasticity():
     "options", [{"release": 0.0}, {"release": 1.2}, {"tau_d": 0.0}, {"tau_f": -1.0}, {"dt": 0.0}]
 )
 def test_impossible_plasticity_is_refused(options):
-    with pytest.raises(ConfigError, match="release is above 0"):
-        ShortTermPlasticity(**options)
+    (name,) = options
+    for made in (ShortTermPlasticity, Plasticity):
+        with pytest.raises(ConfigError, match=f"Plasticity.{name}: got"):
+            made(**options)
 
 
 # ---- dropout ------------------------------------------------------------------------------------

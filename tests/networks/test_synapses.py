@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from spikecl.errors import ConfigError
+from spikecl.kernels import AUTO
 from spikecl.networks import (
     Complement,
     Conv2d,
@@ -45,8 +46,9 @@ def own(synapse):
 
 
 def current_of(synapse, x):
-    bias = None if synapse.bias is None else synapse.bias
-    return synapse.product(synapse.rows(x), synapse.effective(own(synapse)), bias)
+    rows = synapse.rows(x)
+    kept = synapse.keep(rows, AUTO)
+    return synapse.product(rows, kept, synapse.effective(own(synapse)), synapse.bias, AUTO)
 
 
 GEOMETRIES = [(3, 1, 0), (3, 1, 1), (3, 2, 1), (1, 2, 0), (5, 1, 2), (2, 3, 1), (4, 2, 0)]

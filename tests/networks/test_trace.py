@@ -84,6 +84,7 @@ MODELS_AND_FIELDS = {
     "izhikevich": {"v", "u"},
     "adex": {"v", "w"},
     "leaky_integrator": {"v"},
+    "synaptic_integrator": {"i", "v"},
     "sigma_delta": {"sigma", "act", "residue"},
     "loihi": {"u", "v"},
     "if": {"v"},

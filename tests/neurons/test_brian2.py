@@ -557,7 +557,7 @@ def test_cuba_converges_to_the_exact_solution():
     def ours(dt):
         x = np.zeros((round(50 / dt), 1))
         x[0] = 1.0
-        taus = CUBA.from_taus(tau_mem=20.0, tau_syn=5.0, dt=dt)
+        taus = CUBA.from_tau(tau_mem=20.0, tau_syn=5.0, dt=dt)
         neuron = CUBA(alpha=taus.alpha, beta=taus.beta, scale_input=True, v_th=9.0)
         return in_ours(neuron, x).states["v"][:, 0]
 

@@ -38,6 +38,7 @@ from spikecl.neurons import (
     Sigmoid,
     Smooth,
     SpikingNeuron,
+    SynapticIntegrator,
     carry,
     step,
 )
@@ -80,6 +81,7 @@ CASES = {
     "izhikevich": Case(Izhikevich(v_peak=25.0), mean=25.0, spread=25.0, unit=3.0, width=3.0),
     "adex": Case(AdEx(dt=0.5), mean=3e3, spread=3e3, unit=2.0, width=3.0),
     "leaky_integrator": Case(LeakyIntegrator(kappa=0.7)),
+    "synaptic_integrator": Case(SynapticIntegrator(alpha=0.6, kappa=0.7)),
     "sigma_delta": Case(SigmaDelta(v_th=0.5)),
     "loihi": Case(
         LoihiLIF(vth=70, du=2000, dv=300, bias_mant=-6, bias_exp=4), mean=15, spread=30, unit=900
@@ -239,8 +241,8 @@ def test_steps_equal_the_scan(setup):
 def test_the_choice_of_a_kernel_changes_nothing(setup):
     x, synapses = setup.input(steps=12).requires_grad_(), setup.recurrence()
     found = []
-    fused = choose(setup.neuron, x, synapses).name == "fused"
-    for kernel in (scan, reference) if fused else (scan,):
+    generated = choose(setup.neuron, x).name != "reference"
+    for kernel in (scan, reference) if generated else (scan,):
         out, state = kernel(x, None, setup.neuron, recurrence=synapses, generator=generator())
         weights = draw(out.shape, 3)
         tail = membrane(state)
@@ -608,6 +610,8 @@ def test_every_switch_matters(case):
         name, value = field.name, getattr(case.neuron, field.name)
         if name in ranges(type(case.neuron)) or name in ("strict", "integrate_refractory"):
             continue  # tested above and below
+        if name == "beta":
+            continue  # an IF's is not to be changed
         other = not value if isinstance(value, bool) else ALTERNATIVES.get(name)
         if name == "reset_time":  # a soft reset is the same in the next step and after it
             soft = case.neuron.reset is Reset.SOFT
@@ -723,6 +727,9 @@ def test_parameters_of_a_wider_type_are_refused(case, name):
         (LIF, {"escape": Escape(), "surrogate": Smooth()}, "LIF: Smooth replaces the spike"),
         (AdEx, {"escape": Escape(), "surrogate": Smooth()}, "AdEx: Smooth replaces the spike"),
         (LIF, {"refractory": 1, "surrogate": Smooth()}, "LIF: Smooth replaces the spike"),
+        (IF, {"beta": 0.5}, "IF.beta: got 0.5; an IF has no leak, so beta is 1.*use LIF"),
+        (IF, {"beta": True}, "IF.beta: got True"), (IF, {"beta": "1"}, "IF.beta: got '1'"),
+        (IF, {"beta": torch.ones(3)}, "IF.beta: got"),
         (IF, {"scale_input": True}, "IF: beta=1 with scale_input=true multiplies the input by 0"),
         (AdEx, {"dt": 20.0}, "AdEx: dt=20.0 is more than 2 capacitance/g_leak, unstable"),
         (AdEx, {"tau_w": 0.04}, "AdEx: dt=0.1 is more than 2 tau_w, unstable"),
@@ -886,6 +893,7 @@ def test_gradients_of_the_smoothed_neuron(key):
 
 @pytest.mark.parametrize(
     "neuron", [LeakyIntegrator(kappa=0.7), LeakyIntegrator(kappa=0.7, scale_input=True),
+               SynapticIntegrator(alpha=0.6, kappa=0.7, v_rest=-0.1),
                SigmaDelta(v_th=0.0), Rectified()],
 )  # fmt: skip
 def test_gradients_of_the_others(neuron):

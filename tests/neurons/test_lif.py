@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from spikecl.errors import ConfigError, UsageError
-from spikecl.neurons import IF, LIF, PLIF, Arctan, LIFState, Reset, Sigmoid, step
+from spikecl.neurons import ALIF, IF, LIF, PLIF, Arctan, LIFState, Reset, Sigmoid, step
 from spikecl.neurons.values import ranges
 
 quick = settings(max_examples=25, deadline=None, derandomize=True, database=None)
@@ -289,6 +289,25 @@ def test_decay_from_a_time_constant(tau, dt):
     assert exact.beta == pytest.approx(math.exp(-dt / tau))
     assert exact.tau_mem(dt=dt) == pytest.approx(tau)
     assert LIF.from_tau(tau_mem=tau, dt=dt, decay="euler").beta == pytest.approx(1 - dt / tau)
+
+
+@pytest.mark.parametrize("model", [LIF, PLIF, ALIF])
+def test_the_other_options_stand_beside_a_time_constant(model):
+    options = {"v_th": 0.7, "reset": Reset.VALUE, "v_reset": -0.1, "refractory": 2}
+    neuron = model.from_tau(tau_mem=5.0, dt=0.5, decay="euler", **options)
+    assert type(neuron) is model
+    assert neuron == model(beta=1 - 0.1, **options)
+    assert ALIF.from_tau(tau_mem=5.0, rho=0.5).rho == 0.5
+    with pytest.raises(ConfigError, match=f"{model.__name__}.v_tth.*did you mean 'v_th'"):
+        model.from_tau(tau_mem=5.0, v_tth=0.7)
+    with pytest.raises(TypeError, match="beta"):
+        model.from_tau(tau_mem=5.0, beta=0.7)
+
+
+def test_a_neuron_without_leak_has_no_time_constant():
+    with pytest.raises(ConfigError, match="IF.beta: got 0.9.*an IF has no leak.*use LIF"):
+        IF.from_tau(tau_mem=10.0)
+    assert IF(beta=1) == IF() and isinstance(IF(beta=1).beta, float)
 
 
 def test_exact_decay_of_an_interval_does_not_depend_on_the_step():

@@ -376,6 +376,11 @@ def test_binding_replaces_values_and_nothing_else():
     assert neuron.beta == 0.5
 
 
+def test_binding_a_name_that_is_not_there_is_refused():
+    with pytest.raises(UsageError, match="LIF has no parameter 'bta'; did you mean 'beta'"):
+        LIF().bind({"v_th": torch.ones(3), "bta": torch.ones(3)})
+
+
 def test_parameters_with_axes_of_their_own_fit_the_features():
     x = torch.rand(3, 2, 4, 5, generator=generator(), **FLOAT64)
     beta = torch.linspace(0.1, 0.9, 4, **FLOAT64)

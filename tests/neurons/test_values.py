@@ -48,14 +48,15 @@ def test_every_model_names_what_may_be_a_tensor():
     resetting = {"v_th", "v_reset"}
     lif = resetting | {"beta", "v_rest"}
     expected = {
-        "lif": lif, "if": lif, "plif": lif, "alif": lif | {"rho", "adaptation"},
+        "lif": lif, "if": lif - {"beta"}, "plif": lif, "alif": lif | {"rho", "adaptation"},
         "cuba": lif | {"alpha"},
         "conductance": resetting
         | {"tau_mem", "tau_exc", "tau_inh", "v_rest", "e_exc", "e_inh", "v_scale", "dt"},
         "izhikevich": {"a", "b", "c", "d", "v_peak", "v_scale", "dt"},
         "adex": {"capacitance", "g_leak", "e_leak", "v_t", "delta_t", "v_peak", "v_reset", "tau_w",
                  "a", "b", "v_scale", "dt"},
-        "leaky_integrator": {"kappa"}, "sigma_delta": {"v_th"}, "loihi": set(), "rectified": set(),
+        "leaky_integrator": {"kappa"}, "synaptic_integrator": {"alpha", "kappa", "v_rest"},
+        "sigma_delta": {"v_th"}, "loihi": set(), "rectified": set(),
     }  # fmt: skip
     assert {name: set(ranges(cls)) for name, cls in MODELS.items()} == expected
 

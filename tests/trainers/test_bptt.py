@@ -225,8 +225,12 @@ def test_parameters_of_neurons_and_norms_are_direct():
 
 def test_a_parameter_that_nothing_depends_on_has_no_gradient():
     """An optimiser leaves it then, its weight decay too."""
-    neuron = LIF(beta=0.5, v_th=0.2, reset=Reset.SOFT)  # never looks at v_reset
-    network = made(SpikingMlp(hidden=(8,), neuron=neuron, learns=("beta", "v_reset")))
+    neuron = LIF(beta=0.5, v_th=0.2)
+    network = made(SpikingMlp(hidden=(8,), neuron=neuron, learns=("beta",), axonal_delay=2))
+    delays = network.layers["hidden1"].before["axon"]
+    names = ["hidden1.neuron.beta", "hidden1.axon.delay"]
+    assert list(Bptt().factors(network, spikes(), loss_of).direct) == names
+    delays.learned = False  # rounded
     assert list(Bptt().factors(network, spikes(), loss_of).direct) == ["hidden1.neuron.beta"]
 
 

@@ -1,0 +1,163 @@
+"""What generated kernels have in common: arrays over time in, arrays over time out.
+
+A backend runs a program over all steps. It knows nothing of autograd, recurrence or networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from spikecl.kernels.program import Program
+
+DTYPES = {"half": torch.bfloat16, "flag": torch.uint8}
+
+
+class Backend(Protocol):
+    """Runs a program; ``T`` steps of input ``x`` [T, B, *features] of one batch."""
+
+    def forward(
+        self,
+        program: Program,
+        x: Tensor,
+        state: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        out: Tensor,
+        tape: Sequence[Tensor] | None,
+    ) -> list[Tensor]:
+        """Fill ``out`` and the tape [T, B, *features]; return the state after the last step."""
+        ...
+
+    def backward(
+        self,
+        program: Program,
+        tape: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        g_out: Tensor,
+        g_after: Sequence[Tensor],
+        g_x: Tensor,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Fill ``g_x``; return adjoints of the first state and of the trained parameters.
+
+        Those of parameters are sums over time alone, [B, *features].
+        """
+        ...
+
+
+def new_tape(program: Program, x: Tensor) -> list[Tensor]:
+    """Return arrays for what the forward pass keeps of an input [T, B, *features]."""
+    return [
+        torch.empty(x.shape, dtype=DTYPES.get(slot.kind, x.dtype), device=x.device)
+        for slot in program.tape
+    ]
+
+
+class TorchBackend:
+    """Operation by operation in torch, one step after the other: the form that runs anywhere."""
+
+    def forward(
+        self,
+        program: Program,
+        x: Tensor,
+        state: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        out: Tensor,
+        tape: Sequence[Tensor] | None,
+    ) -> list[Tensor]:
+        """Fill ``out`` and the tape; return the state after the last step."""
+        order = program.step if tape is None else program.step_kept
+        known = _constants(program, parameters, x)
+        for t in range(len(x)):
+            values = {**known, program.x: x[t], **dict(zip(program.before, state))}
+            _evaluate(program, order, values)
+            out[t] = values[program.out]
+            for slot, kept in zip(program.tape, tape or ()):
+                kept[t] = values[slot.node]
+            state = [_full(values[node], x[t]) for node in program.after]
+        return [part.clone() for part in state]  # may be a view of what comes out
+
+    def backward(
+        self,
+        program: Program,
+        tape: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        g_out: Tensor,
+        g_after: Sequence[Tensor],
+        g_x: Tensor,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Fill ``g_x``; return adjoints of the first state and of the trained parameters."""
+        order = program.step_back
+        known = _constants(program, parameters, g_x)
+        sums = [torch.zeros_like(g_x[0]) for _ in program.trained]
+        g_state = list(g_after)
+        zero = torch.zeros_like(g_x[0])
+        for t in reversed(range(len(g_x))):
+            values = {**known, program.g_out: g_out[t], **dict(zip(program.g_after, g_state))}
+            for slot, kept in zip(program.tape, tape):
+                values[slot.node] = kept[t].to(g_x.dtype)
+            _evaluate(program, order, values)
+            g_x[t] = zero if program.g_x is None else values[program.g_x]
+            for total, node in zip(sums, program.g_parameters):
+                if node is not None:
+                    total += values[node]
+            g_state = [zero if n is None else _full(values[n], zero) for n in program.g_before]
+        return g_state, sums
+
+
+def _constants(program: Program, parameters: Sequence[Tensor], like: Tensor) -> dict[int, Any]:
+    known: dict[int, Any] = dict(zip(program.parameters, parameters))
+    for index, (op, args) in enumerate(program.nodes):
+        if op == "constant":
+            known[index] = program.constants[args[0]]
+    return known
+
+
+def _full(value: Any, like: Tensor) -> Tensor:
+    """Return a value as a tensor of the shape of one step."""
+    made = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    return made if made.shape == like.shape else made.expand(like.shape)
+
+
+def _evaluate(program: Program, order: Sequence[int], values: dict[int, Any]) -> None:
+    for index in order:
+        op, args = program.nodes[index]
+        values[index] = _OPERATIONS[op](*(values[n] for n in args))
+
+
+def _where(condition: Tensor, a: Any, b: Any) -> Tensor:
+    dtype = next((v.dtype for v in (a, b) if isinstance(v, Tensor)), None)
+    found = torch.where(condition.bool(), a, b)
+    return found if dtype is None else found.to(dtype)
+
+
+def _spike(compare: Callable[[Tensor, Any], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda distance: compare(distance, 0).to(distance.dtype)
+
+
+_OPERATIONS: Mapping[str, Callable[..., Any]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "neg": lambda a: -a,
+    "abs": abs,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "eq": lambda a, b: a == b,
+    "cast": lambda a: a.to(torch.get_default_dtype()) if a.dtype == torch.bool else a,
+    "where": _where,
+    "relu": lambda a: torch.relu(a),
+    "min": lambda a, b: torch.minimum(a, torch.as_tensor(b, dtype=a.dtype)),
+    "max": lambda a, b: torch.maximum(a, torch.as_tensor(b, dtype=a.dtype)),
+    "exp": lambda a: torch.exp(a),
+    "sigmoid": lambda a: torch.sigmoid(a),
+    "erf": lambda a: torch.erf(a),
+    "spike_gt": _spike(torch.gt),
+    "spike_ge": _spike(torch.ge),
+    "detach": lambda a: a,
+}

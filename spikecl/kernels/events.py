@@ -1,0 +1,370 @@
+"""Products of a few spikes: the weights of what fired are added up, the rest is left out.
+
+With the entries of row ``r`` that are not zero, at columns ``j`` with values ``x[r, j]``::
+
+    current[r] = sum_j x[r, j] W[:, j]                     gather and add
+    g_W[:, j]  = sum_r x[r, j] delta[r]                    the same on the transposed index
+
+Both cost as many rows of additions as there are events. The gradient of the rows themselves stays
+a dense product: a surrogate has no zeros.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from spikecl.kernels import compiler
+from spikecl.kernels.c_code import REALS
+
+# What one value costs, relative to one multiplication of a dense product: of looking for events,
+# of adding a weight, of writing a transposed weight. Constants, so that a choice is reproducible.
+SEARCH, ADD, TURN = 50.0, 2.0, 20.0
+ADD_STOCK = 7.0  # adding a weight by torch.embedding_bag
+SMALLEST = 1 << 22  # multiplications; below, nothing is worth a look
+
+
+class Events(NamedTuple):
+    """The entries of rows [R, n] that are not zero.
+
+    Args:
+        starts: Where each row begins [R + 1].
+        columns: Column of each event.
+        values: Its value; ``None`` where all are 1.
+        shape: ``R`` and ``n``.
+        dtype: Of the rows.
+    """
+
+    starts: Tensor
+    columns: Tensor
+    values: Tensor | None
+    shape: tuple[int, int]
+    dtype: torch.dtype
+
+    @property
+    def density(self) -> float:
+        """Fraction of the entries that are events."""
+        return len(self.columns) / max(1, self.shape[0] * self.shape[1])
+
+    def dense(self) -> Tensor:
+        """Return the rows."""
+        rows, n = self.shape
+        out = torch.zeros(rows * n, dtype=self.dtype, device=self.columns.device)
+        flat = self.rows() * n + self.columns.long()
+        if self.values is None:
+            out[flat] = 1
+        else:
+            out[flat] = self.values
+        return out.view(rows, n)
+
+    def rows(self) -> Tensor:
+        """Return the row of each event."""
+        counts = self.starts.diff()
+        return torch.repeat_interleave(counts)
+
+    def transposed(self) -> Events:
+        """Return the same events as rows [n, R]."""
+        rows, n = self.shape
+        index = _index(max(rows, n))
+        if (library := _library(self.dtype, index)) is not None:
+            starts = torch.empty(n + 1, dtype=torch.int64)
+            given, columns = self.columns.to(index), torch.empty(len(self.columns), dtype=index)
+            values = None if self.values is None else torch.empty_like(self.values)
+            library.transpose(
+                rows, n, self.starts.data_ptr(), given.data_ptr(), _at(self.values),
+                starts.data_ptr(), columns.data_ptr(), _at(values),
+            )  # fmt: skip
+            return Events(starts, columns, values, (n, rows), self.dtype)
+        order = torch.argsort(self.columns, stable=True)
+        counts = torch.bincount(self.columns.long(), minlength=n)
+        starts = functional.pad(counts.cumsum(0), (1, 0))
+        values = None if self.values is None else self.values[order]
+        return Events(starts, self.rows()[order].int(), values, (n, rows), self.dtype)
+
+
+class Bits(NamedTuple):
+    """An array of zeros and ones, eight to the byte.
+
+    Args:
+        packed: The bytes.
+        shape: Shape of the array.
+        dtype: Type of the array.
+    """
+
+    packed: Tensor
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def dense(self) -> Tensor:
+        """Return the array."""
+        size = self.shape.numel()
+        library = _library(self.dtype) if self.packed.device.type == "cpu" else None
+        if library is not None:
+            out = torch.empty(self.shape, dtype=self.dtype)
+            library.unpack(size, self.packed.data_ptr(), out.data_ptr())
+            return out
+        steps = torch.arange(8, device=self.packed.device, dtype=torch.uint8)
+        bits = (self.packed[:, None] >> steps) & 1
+        return bits.flatten()[:size].to(self.dtype).view(self.shape)
+
+
+def bits_of(x: Tensor) -> Bits | None:
+    """Return an array as bits; ``None`` if it holds anything but 0 and 1."""
+    x = x.detach().contiguous()
+    size = x.numel()
+    library = _library(x.dtype) if x.device.type == "cpu" else None
+    if library is not None:
+        packed = torch.empty(-(-size // 8), dtype=torch.uint8)
+        graded = library.pack(size, x.data_ptr(), packed.data_ptr())
+        return None if graded else Bits(packed, x.shape, x.dtype)
+    if not bool(((x == 0) | (x == 1)).all()):
+        return None
+    rows = functional.pad(x.flatten(), (0, -size % 8)).view(-1, 8)
+    powers = 2 ** torch.arange(8, device=x.device, dtype=torch.int32)
+    return Bits((rows.int() * powers).sum(1).to(torch.uint8), x.shape, x.dtype)
+
+
+def is_worth(rows: Tensor, outputs: int) -> bool:
+    """Whether events would be cheaper than a dense product for rows [R, n], by their density."""
+    work = rows.numel() * outputs
+    if rows.device.type != "cpu" or rows.dtype not in REALS or work < SMALLEST:
+        return False
+    compiled = _library(rows.dtype) is not None
+    fixed = SEARCH * rows.numel() + TURN * rows.shape[1] * outputs
+    affordable = (work - fixed) / ((ADD if compiled else ADD_STOCK) * work)
+    return affordable > 0 and count(rows) < affordable * rows.numel()
+
+
+def count(rows: Tensor) -> int:
+    """Return the number of entries that are not zero."""
+    library = _library(rows.dtype)
+    if library is None or not rows.is_contiguous():
+        return int(torch.count_nonzero(rows))
+    found: int = library.count(rows.data_ptr(), rows.numel())
+    return found
+
+
+def events_of(rows: Tensor) -> Events:
+    """Return the events of rows [R, n]."""
+    shape = (rows.shape[0], rows.shape[1])
+    rows = rows.detach().contiguous()
+    index = _index(shape[1])
+    library = _library(rows.dtype, index) if rows.device.type == "cpu" else None
+    if library is not None:
+        total = library.count(rows.data_ptr(), rows.numel())
+        starts = torch.empty(shape[0] + 1, dtype=torch.int64)
+        columns = torch.empty(total, dtype=index)
+        values = torch.empty(total, dtype=rows.dtype)
+        graded = library.find(
+            *shape, rows.data_ptr(), starts.data_ptr(), columns.data_ptr(), values.data_ptr()
+        )
+        return Events(starts, columns, values if graded else None, shape, rows.dtype)
+    at = rows.nonzero()
+    starts = functional.pad(torch.bincount(at[:, 0], minlength=shape[0]).cumsum(0), (1, 0))
+    values = rows[at[:, 0], at[:, 1]]
+    ones = bool((values == 1).all())
+    return Events(starts, at[:, 1].int(), None if ones else values, shape, rows.dtype)
+
+
+def gather(events: Events, table: Tensor) -> Tensor:
+    """Return ``out[r] = sum of value times table[column]`` over the events of each row [R, m]."""
+    m = table.shape[1]
+    table = table.contiguous()
+    index = events.columns.dtype
+    library = _library(events.dtype, index) if table.device.type == "cpu" else None
+    if library is not None:
+        out = torch.empty(events.shape[0], m, dtype=table.dtype)
+        library.gather(
+            events.shape[0], m, events.starts.data_ptr(), events.columns.data_ptr(),
+            _at(events.values), table.data_ptr(), out.data_ptr(),
+        )  # fmt: skip
+        return out
+    return functional.embedding_bag(
+        events.columns.int(),
+        table,
+        events.starts.int(),
+        mode="sum",
+        per_sample_weights=events.values,
+        include_last_offset=True,
+    )
+
+
+def outer(events: Events, delta: Tensor) -> Tensor:
+    """Return ``delta^T x`` [m, n] for the rows ``x`` of the events."""
+    return turned(gather(events.transposed(), delta))
+
+
+def turned(matrix: Tensor) -> Tensor:
+    """Return the transposed matrix, contiguous."""
+    library = _library(matrix.dtype) if matrix.device.type == "cpu" else None
+    if library is None or not matrix.is_contiguous():
+        return matrix.T.contiguous()
+    out = torch.empty(matrix.shape[1], matrix.shape[0], dtype=matrix.dtype)
+    library.turn(*matrix.shape, matrix.data_ptr(), out.data_ptr())
+    return out
+
+
+def _at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _index(columns: int) -> torch.dtype:
+    """Return the smallest type that counts columns."""
+    return torch.int16 if columns <= torch.iinfo(torch.int16).max else torch.int32
+
+
+@functools.cache
+def _library(dtype: torch.dtype, index: torch.dtype = torch.int32) -> ctypes.CDLL | None:
+    if compiler.against() is not None or dtype not in REALS:
+        return None
+    names = {torch.int16: "int16_t", torch.int32: "int32_t"}
+    source = _SOURCE.replace("REAL", REALS[dtype]).replace("INDEX", names[index])
+    library = compiler.load(source)
+    size, pointer = ctypes.c_int64, ctypes.c_void_p
+    for name, sizes, pointers, result in (
+        ("find", 2, 4, ctypes.c_int),
+        ("transpose", 2, 6, None),
+        ("gather", 2, 5, None),
+        ("turn", 2, 2, None),
+        ("pack", 1, 2, ctypes.c_int),
+        ("unpack", 1, 2, None),
+    ):
+        function = getattr(library, name)
+        function.argtypes = [size] * sizes + [pointer] * pointers
+        function.restype = result
+    library.count.argtypes, library.count.restype = [pointer, size], size
+    return library
+
+
+_SOURCE = """
+#include <stdint.h>
+#include <string.h>
+typedef REAL R;
+typedef INDEX COLUMN;
+#define LANES (64 / (int64_t)sizeof(R))
+typedef R V __attribute__((vector_size(64), aligned(sizeof(R))));
+
+int64_t count(const R *restrict x, int64_t size) {
+  int64_t total = 0;
+  for (int64_t from = 0; from < size; from += 4096) {
+    const int64_t n = size - from < 4096 ? size - from : 4096;
+    int32_t part = 0;
+    for (int64_t i = 0; i < n; i++) part += x[from + i] != 0;
+    total += part;
+  }
+  return total;
+}
+
+int find(int64_t rows, int64_t n, const R *restrict x, int64_t *restrict starts,
+         COLUMN *restrict columns, R *restrict values) {
+  int64_t k = 0;
+  int graded = 0;
+  for (int64_t r = 0; r < rows; r++, x += n) {
+    starts[r] = k;
+    for (int64_t from = 0; from < n; from += 32) {
+      const int64_t to = n - from < 32 ? n : from + 32;
+      uint32_t fired = 0;
+      for (int64_t j = from; j < to; j++) fired |= (uint32_t)(x[j] != 0) << (j - from);
+      while (fired) {
+        const int64_t j = from + __builtin_ctz(fired);
+        fired &= fired - 1;
+        columns[k] = (COLUMN)j;
+        values[k++] = x[j];
+        graded |= x[j] != 1;
+      }
+    }
+  }
+  starts[rows] = k;
+  return graded;
+}
+
+void transpose(int64_t rows, int64_t n, const int64_t *restrict starts,
+               const COLUMN *restrict columns, const R *restrict values,
+               int64_t *restrict starts_t, COLUMN *restrict columns_t, R *restrict values_t) {
+  memset(starts_t, 0, (n + 1) * sizeof(int64_t));
+  for (int64_t k = 0; k < starts[rows]; k++) starts_t[columns[k] + 1]++;
+  for (int64_t j = 0; j < n; j++) starts_t[j + 1] += starts_t[j];
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t k = starts[r]; k < starts[r + 1]; k++) {
+      const int64_t to = starts_t[columns[k]]++;
+      columns_t[to] = (COLUMN)r;
+      if (values) values_t[to] = values[k];
+    }
+  for (int64_t j = n; j > 0; j--) starts_t[j] = starts_t[j - 1];
+  starts_t[0] = 0;
+}
+
+int pack(int64_t size, const R *restrict x, uint8_t *restrict bits) {
+  for (int64_t from = 0; from < size; from += 8) {
+    const int64_t n = size - from < 8 ? size - from : 8;
+    uint8_t fired = 0, other = 0;
+    for (int64_t i = 0; i < n; i++) {
+      fired |= (uint8_t)((x[from + i] == 1) << i);
+      other |= (x[from + i] != 1) & (x[from + i] != 0);
+    }
+    if (other) return 1;
+    bits[from / 8] = fired;
+  }
+  return 0;
+}
+
+void unpack(int64_t size, const uint8_t *restrict bits, R *restrict x) {
+  for (int64_t i = 0; i < size; i++) x[i] = (R)((bits[i / 8] >> (i % 8)) & 1);
+}
+
+void turn(int64_t rows, int64_t n, const R *restrict x, R *restrict out) {
+  for (int64_t i0 = 0; i0 < rows; i0 += 16)
+    for (int64_t j0 = 0; j0 < n; j0 += 16) {
+      const int64_t i1 = rows - i0 < 16 ? rows : i0 + 16, j1 = n - j0 < 16 ? n : j0 + 16;
+      for (int64_t j = j0; j < j1; j++)
+        for (int64_t i = i0; i < i1; i++) out[j * rows + i] = x[i * n + j];
+    }
+}
+
+#define GATHER(NAME, COUNT)                                                                    \\
+  static void NAME(int64_t rows, int64_t m, const int64_t *restrict starts,                    \\
+                   const COLUMN *restrict columns, const R *restrict values,                  \\
+                   const R *restrict table, R *restrict out) {                                 \\
+    for (int64_t r = 0; r < rows; r++) {                                                       \\
+      V sum[COUNT];                                                                            \\
+      for (int c = 0; c < COUNT; c++) sum[c] = (V){0};                                         \\
+      if (values)                                                                              \\
+        for (int64_t k = starts[r]; k < starts[r + 1]; k++) {                                  \\
+          const V *row = (const V *)(table + columns[k] * m);                                  \\
+          for (int c = 0; c < COUNT; c++) sum[c] += values[k] * row[c];                        \\
+        }                                                                                      \\
+      else                                                                                     \\
+        for (int64_t k = starts[r]; k < starts[r + 1]; k++) {                                  \\
+          const V *row = (const V *)(table + columns[k] * m);                                  \\
+          for (int c = 0; c < COUNT; c++) sum[c] += row[c];                                    \\
+        }                                                                                      \\
+      for (int c = 0; c < COUNT; c++) *(V *)(out + r * m + c * LANES) = sum[c];                \\
+    }                                                                                          \\
+  }
+GATHER(gather_8, 8)
+GATHER(gather_1, 1)
+
+void gather(int64_t rows, int64_t m, const int64_t *restrict starts,
+            const COLUMN *restrict columns, const R *restrict values, const R *restrict table,
+            R *restrict out) {
+  int64_t c = 0;
+  for (; c + 8 * LANES <= m; c += 8 * LANES)
+    gather_8(rows, m, starts, columns, values, table + c, out + c);
+  for (; c + LANES <= m; c += LANES)
+    gather_1(rows, m, starts, columns, values, table + c, out + c);
+  if (c < m)
+    for (int64_t r = 0; r < rows; r++) {
+      R sum[LANES];
+      memset(sum, 0, sizeof sum);
+      for (int64_t k = starts[r]; k < starts[r + 1]; k++)
+        for (int64_t i = 0; i < m - c; i++)
+          sum[i] += (values ? values[k] : 1) * table[columns[k] * m + c + i];
+      memcpy(out + r * m + c, sum, (m - c) * sizeof(R));
+    }
+}
+"""
