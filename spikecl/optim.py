@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -15,6 +16,7 @@ from spikecl.storage import State, nbytes
 
 NonNegative = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Schedule = Literal["constant", "linear", "cosine"]
 
 
 class Optimiser:
@@ -23,13 +25,19 @@ class Optimiser:
     def __init__(self, parameters: Mapping[str, nn.Parameter], inner: torch.optim.Optimizer):
         self._parameters = dict(parameters)
         self._inner = inner
+        self._rates = [group["lr"] for group in inner.param_groups]
 
-    def step(self, gradients: Mapping[str, Tensor]) -> None:
-        """Apply gradients; a parameter without one stays. No gradient is left behind."""
+    def step(self, gradients: Mapping[str, Tensor], share: float = 1.0) -> None:
+        """Apply gradients with a share of the learning rate; a parameter without one stays.
+
+        No gradient is left behind.
+        """
         if unknown := gradients.keys() - self._parameters.keys():
             raise KeyError(
                 f"gradients of unknown or frozen parameters: {', '.join(sorted(unknown))}"
             )
+        for group, lr in zip(self._inner.param_groups, self._rates):
+            group["lr"] = lr * share
         for name, parameter in self._parameters.items():
             parameter.grad = gradients.get(name)
         self._inner.step()
@@ -58,9 +66,24 @@ class Optimiser:
 
 
 class OptimiserSpec(ABC):
-    """Describes an optimiser; ``start`` makes a running one."""
+    """Describes an optimiser; ``start`` makes a running one.
+
+    ``schedule`` says which share of the learning rate is left where a part p of the steps of an
+    experience is done::
+
+        constant   1
+        linear     1 - p
+        cosine     (1 + cos(pi p)) / 2
+    """
 
     __slots__ = ()
+    schedule: Schedule = "constant"
+
+    def share(self, done: float) -> float:
+        """Return the share of the learning rate where a part, 0 to 1, of the steps is done."""
+        if self.schedule == "constant":
+            return 1.0
+        return 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
 
     @property
     @abstractmethod
@@ -81,14 +104,17 @@ class Sgd(OptimiserSpec):
     """Gradient descent: ``b <- momentum b + g + weight_decay w``, then ``w <- w - lr b``.
 
     Args:
-        lr: Learning rate.
+        lr: Learning rate, at the start of an experience.
         momentum: Part of the last step that is kept.
         weight_decay: Pull towards zero, added to the gradient.
+        schedule: How the learning rate falls over the steps of an experience, to 0
+            behind the last one (:class:`OptimiserSpec`).
     """
 
     lr: PositiveFloat = 0.1
     momentum: Decay = 0.0
     weight_decay: NonNegative = 0.0
+    schedule: Schedule = "constant"
 
     @property
     def keeps_row_space(self) -> bool:
@@ -108,16 +134,19 @@ class Adam(OptimiserSpec):
     """Adam (Kingma & Ba 2015), weight decay added to the gradient.
 
     Args:
-        lr: Learning rate.
+        lr: Learning rate, at the start of an experience.
         beta1: Decay of the running mean of the gradient.
         beta2: Decay of the running mean of its square.
         weight_decay: Pull towards zero, added to the gradient.
+        schedule: How the learning rate falls over the steps of an experience, to 0
+            behind the last one (:class:`OptimiserSpec`).
     """
 
     lr: PositiveFloat = 0.001
     beta1: Decay = 0.9
     beta2: Decay = 0.999
     weight_decay: NonNegative = 0.0
+    schedule: Schedule = "constant"
 
     @property
     def keeps_row_space(self) -> bool:

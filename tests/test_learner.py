@@ -17,7 +17,7 @@ from spikecl.errors import HiddenFieldError, NonFiniteLossError, PairingError
 from spikecl.learner import WINDOW, Learner, TrainPlan
 from spikecl.networks import Factor, Mlp, SpikingMlp, initialise
 from spikecl.neurons import LIF
-from spikecl.optim import Adam, Sgd
+from spikecl.optim import Adam, Optimiser, Sgd
 from spikecl.seeds import Seeds
 from spikecl.storage import join, load_state, save_state, split
 from spikecl.streams import (
@@ -781,6 +781,25 @@ def test_a_trainer_that_needs_labels_is_refused_without():
 def test_exclusive_methods_are_refused():
     with pytest.raises(PairingError, match="named twice"):
         learner_of(tasks(5), (Finetune(), Finetune()))
+
+
+def test_the_learning_rate_falls_anew_in_each_experience(monkeypatch):
+    shares, step = [], Optimiser.step
+
+    def spy(self, gradients, share=1.0):
+        shares.append(share)
+        step(self, gradients, share)
+
+    monkeypatch.setattr(Optimiser, "step", spy)
+    learner = learner_of(tasks(8, 3), optimiser=Sgd(schedule="linear"), epochs=2)
+    for _ in learner.ticks():
+        pass
+    assert shares == [1, 0.75, 0.5, 0.25, 1, 0.5]  # batches of 5 of 8 and of 3 samples, twice
+
+
+def test_a_learning_rate_that_falls_is_refused_where_boundaries_are_hidden():
+    with pytest.raises(PairingError, match="schedule='cosine'.*hides where one ends"):
+        learner_of(tasks(5, reveal=TASK_FREE), optimiser=Sgd(schedule="cosine"))
 
 
 UNLEARN = Unlearn(1, torch.tensor([1000, 1003]))

@@ -197,3 +197,26 @@ def test_the_claim_about_row_spaces(spec):
 def test_senseless_parameters_are_refused(make):
     with pytest.raises(ConfigError):
         make()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "theirs"),
+    [
+        ("linear", lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.0, total_iters=8)),
+        ("cosine", lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 8)),
+    ],
+)
+@pytest.mark.parametrize("spec", [Sgd, Adam])
+def test_the_learning_rate_falls_as_in_torch(spec, schedule, theirs):
+    described, ours, other = spec(lr=0.05, schedule=schedule), parameters(), parameters()
+    kind = torch.optim.SGD if spec is Sgd else torch.optim.Adam
+    optimiser, reference = described.start(ours), kind(list(other.values()), lr=0.05)
+    scheduler = theirs(reference)
+    for step in range(8):
+        optimiser.step(gradients(step), described.share(step / 8))
+        for name, gradient in gradients(step).items():
+            other[name].grad = gradient
+        reference.step()
+        scheduler.step()
+    for name, p in ours.items():
+        torch.testing.assert_close(p, other[name], rtol=1e-5, atol=1e-6)

@@ -104,7 +104,7 @@ CHOICES: dict[str, Choice] = {
     "encoding": Choice(ENCODINGS, "direct", ("steps",)),
     "trainer": Choice(TRAINERS, "bptt"),
     "loss": Choice(LOSSES, "cross_entropy"),
-    "optimiser": Choice(OPTIMISERS, "sgd", ("lr",)),
+    "optimiser": Choice(OPTIMISERS, "sgd", ("lr", "schedule")),
     "method": Choice(METHODS, "finetune"),
 }
 

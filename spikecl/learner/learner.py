@@ -25,6 +25,7 @@ from spikecl.learner.pairing import (
     check_loss,
     check_membrane,
     check_pairings,
+    check_schedule,
     check_time,
 )
 from spikecl.learner.plan import Position, Tick, TrainPlan
@@ -86,6 +87,7 @@ class Learner:
         check_input(network, encoder)
         check_loss(network, self.loss)
         check_membrane(stream, plan)
+        check_schedule(stream, optimiser)
         self.heads = Heads(head, stream, device)
         self.stream, self.network, self.encoder, self.trainer = stream, network, encoder, trainer
         self.plan, self.seeds, self.device = plan, seeds, device
@@ -249,11 +251,11 @@ class Learner:
         for change in hooks["gradients"]:
             gradients = change(gradients)
         if not hooks["update"]:
-            self.optimiser.step(gradients)
+            self.optimiser.step(gradients, self._share())
         else:
             parameters = self.network.weights()
             old = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-            self.optimiser.step(gradients)
+            self.optimiser.step(gradients, self._share())
             update: Mapping[str, Tensor] = {n: p - old[n] for n, p in parameters.items()}
             for change in hooks["update"]:
                 update = change(update)
@@ -262,6 +264,11 @@ class Learner:
         self.network.set_statistics(factors.statistics)
         for after in hooks["after_step"]:
             after()
+
+    def _share(self) -> float:
+        """Return the share of the learning rate that is left at this step."""
+        done = self.at.epoch * self._steps_per_epoch + self.at.step
+        return self._optimiser_spec.share(done / (self.plan.epochs * self._steps_per_epoch))
 
     def check_finite(self) -> None:
         """Raise if a loss since the last look, or a weight, is not finite; the step is named."""

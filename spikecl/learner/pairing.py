@@ -12,8 +12,9 @@ from spikecl.errors import ConfigError, PairingError
 from spikecl.learner.plan import TrainPlan
 from spikecl.networks import Layer, Network
 from spikecl.neurons import ConductanceLIF, SpikingNeuron
+from spikecl.optim import OptimiserSpec
 from spikecl.registry import ENCODINGS, LOSSES
-from spikecl.streams import Experience, Stream, Unlearn
+from spikecl.streams import Experience, Reveal, Stream, Unlearn
 from spikecl.trainers import Trainer
 
 
@@ -92,3 +93,12 @@ def check_membrane(stream: Stream, plan: TrainPlan) -> None:
                 f"{len(event.train)} samples of experience {event.index} make no batches of "
                 f"{plan.batch}; use a batch size that divides them"
             )
+
+
+def check_schedule(stream: Stream, optimiser: OptimiserSpec) -> None:
+    """Refuse a learning rate that falls over each experience where no one may see their ends."""
+    if optimiser.schedule != "constant" and Reveal.BOUNDARY not in stream.reveal:
+        raise PairingError(
+            f"optimiser.schedule='{optimiser.schedule}' falls over the steps of an experience, but "
+            f"stream '{stream.name}' hides where one ends; use 'constant'"
+        )
