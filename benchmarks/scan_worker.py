@@ -157,15 +157,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def choose_kernels(network: Any, variant: str) -> None:
     """Set what a variant is about."""
-    # FALLBACK, to be removed: until networks have kernels, all variants are the same
-    try:
-        from spikecl.kernels import Kernels
-    except ImportError:
-        Kernels = None
-    if Kernels is None or not hasattr(network, "kernels"):
-        print(f"spikecl has no kernels to choose; {variant} is as it is", file=sys.stderr)
-        return
-    # end of FALLBACK
+    from spikecl.kernels import Kernels, keep_freed_memory
+
+    keep_freed_memory()  # as every run does
     network.kernels = Kernels(**VARIANTS[variant])
 
 

@@ -158,6 +158,7 @@ class Adam(OptimiserSpec):
         options: dict[str, Any] = {
             "betas": (self.beta1, self.beta2),
             "weight_decay": self.weight_decay,
+            "fused": True,  # one pass over the memory
         }
         return Optimiser(
             parameters, torch.optim.Adam(list(parameters.values()), lr=self.lr, **options)

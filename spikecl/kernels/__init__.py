@@ -1,5 +1,6 @@
 """Time scans and products of events: a reference and its faster twins, each tested equal to it."""
 
+from spikecl.kernels.allocator import keep_freed_memory
 from spikecl.kernels.options import AUTO, Kernels
 from spikecl.kernels.recurrence import Recurrence, RecurrentState
 from spikecl.kernels.scans import Kernel, choose, reference, scan
@@ -11,6 +12,7 @@ __all__ = [
     "Recurrence",
     "RecurrentState",
     "choose",
+    "keep_freed_memory",
     "reference",
     "scan",
 ]

@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -117,12 +117,11 @@ class CBackend:
         """Fill ``out`` and the tape; return the state after the last step."""
         after = [part.clone(memory_format=torch.contiguous_format) for part in state]
         x, stride = _steps(x)
-        given = _Given(program, parameters, x)
-        function = getattr(_library(program, x.dtype, given.scalars), f"forward_{tape is not None}")
-        given.run(
-            function, stride, x.data_ptr(), given.numbers, given.pointers, _pointers(after),
-            out.data_ptr(), _pointers(tape or ()),
-        )  # fmt: skip
+        call = _Call(program, parameters, x)
+        function = call.library.forward if tape is None else call.library.forward_kept
+        call.run(
+            function, stride, x.data_ptr(), _pointers(after), out.data_ptr(), _pointers(tape or ())
+        )
         return after
 
     def backward(
@@ -136,77 +135,101 @@ class CBackend:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Fill ``g_x``; return adjoints of the first state and of the trained parameters."""
         state = [part.clone(memory_format=torch.contiguous_format) for part in g_after]
-        g_out, stride = _steps(g_out)
-        given = _Given(program, parameters, g_x)
         sums = [torch.empty_like(g_x[0]) for _ in program.trained]
-        given.run(
-            _library(program, g_x.dtype, given.scalars).backward,
-            stride, g_out.data_ptr(), given.numbers, given.pointers, _pointers(state),
-            g_x.data_ptr(), _pointers(tape), _pointers(sums),
+        g_out, stride = _steps(g_out)
+        call = _Call(program, parameters, g_x)
+        call.run(
+            call.library.backward, stride, g_out.data_ptr(), _pointers(state), g_x.data_ptr(),
+            _pointers(tape), _pointers(sums),
         )  # fmt: skip
         return state, sums
 
 
 def _steps(x: Tensor) -> tuple[Tensor, int]:
     """Return an array whose steps are contiguous, and the distance of two of them."""
-    if not x[0].is_contiguous() or x.stride(0) not in (0, x[0].numel()):
-        x = x.contiguous()
+    if x.is_contiguous() or (x.stride(0) == 0 and x[0].is_contiguous()):
+        return x, x.stride(0)
+    x = x.contiguous()
     return x, x.stride(0)
 
 
-def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * max(len(tensors), 1))(*(tensor.data_ptr() for tensor in tensors))
+def _pointers(tensors: Sequence[Tensor]) -> Any:
+    """Return the addresses of tensors as an array; ``None`` of no tensors."""
+    if not tensors:
+        return None
+    return (_POINTER * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
 
 
-class _Given:
-    """Parameters of a call in the form that C takes."""
+class _Call:
+    """Sizes and parameters of one call in the form that C takes."""
 
     def __init__(self, program: Program, parameters: Sequence[Tensor], x: Tensor):
-        cells = x.shape[2:]
-        self.scalars = tuple(p.numel() == 1 for p in parameters)
+        scalars = tuple([p.numel() == 1 for p in parameters])
+        self.library = _library(program, x.dtype, scalars)
+        steps, batch, *cells = x.shape
+        columns, rows = math.prod(cells), batch
+        if all(scalars):  # nothing tells neurons apart
+            columns, rows = columns * batch, 1
+        self.sizes = steps, rows, columns
         self._kept = [
-            p if scalar else p.view(p.shape[-len(cells) :] if p.dim() > len(cells) else p.shape)
-            .expand(cells).contiguous()
-            for p, scalar in zip(parameters, self.scalars)
-        ]  # fmt: skip
-        self._kept = [p.to(x.dtype) for p in self._kept]
-        self.pointers = _pointers(self._kept)
-        self.numbers = (ctypes.c_double * max(len(program.constants), 1))(*program.constants)
-        columns = math.prod(cells) if not all(self.scalars) else x.shape[1] * math.prod(cells)
-        self.sizes = (x.shape[0], x[0].numel() // max(columns, 1), columns)
+            (p if scalar else _spread(p, cells)).to(x.dtype)
+            for p, scalar in zip(parameters, scalars)
+        ]
+        self.parameters = _pointers(self._kept)
 
-    def run(self, function: Any, *args: Any) -> None:
+    def run(self, function: Any, stride: int, first: int, *rest: Any) -> None:
         """Call a function on all blocks of columns; big ones by as many threads as torch has."""
         steps, rows, columns = self.sizes
         blocks = rows * -(-columns // BLOCK)
-        threads = min(torch.get_num_threads(), blocks, max(1, blocks * BLOCK * steps // SHARE))
-        if threads == 1:
-            function(*self.sizes, *args, 0, blocks)
+        given = (*self.sizes, stride, first, self.library.numbers, self.parameters, *rest)
+        threads = min(blocks, steps * rows * columns // SHARE)
+        if threads > 1:
+            threads = min(threads, torch.get_num_threads())
+        if threads <= 1:
+            function(*given, 0, blocks)
             return
         ends = [blocks * k // threads for k in range(threads + 1)]
         with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of the interpreter
-            list(
-                pool.map(
-                    lambda k: function(*self.sizes, *args, ends[k], ends[k + 1]), range(threads)
-                )
-            )
+            list(pool.map(lambda k: function(*given, ends[k], ends[k + 1]), range(threads)))
+
+
+def _spread(parameter: Tensor, cells: Sequence[int]) -> Tensor:
+    """Return a parameter with a value for each neuron."""
+    if parameter.dim() > len(cells):  # [1, *features]
+        parameter = parameter[0]
+    return parameter.expand(*cells).contiguous()
 
 
 _SIZE, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
 
+class _Library(NamedTuple):
+    """The functions of a compiled program, and its numbers."""
+
+    forward: Any
+    forward_kept: Any
+    backward: Any
+    numbers: Any
+
+
 @functools.cache
-def _library(program: Program, dtype: torch.dtype, scalars: tuple[bool, ...]) -> ctypes.CDLL:
+def _library(program: Program, dtype: torch.dtype, scalars: tuple[bool, ...]) -> _Library:
     library = compiler.load(source(program, REALS[dtype], scalars))
-    for name, extra in (("forward_True", 0), ("forward_False", 0), ("backward", 1)):
-        function = getattr(library, name)
-        function.restype = None
-        function.argtypes = [_SIZE] * 4 + [_POINTER] * (6 + extra) + [_SIZE] * 2
-    return library
+
+    def function(name: str, pointers: int) -> Any:
+        found = getattr(library, name)
+        found.restype = None
+        found.argtypes = [_SIZE] * 4 + [_POINTER] * pointers + [_SIZE] * 2
+        return found
+
+    numbers = (ctypes.c_double * max(len(program.constants), 1))(*program.constants)
+    return _Library(
+        function("forward", 6), function("forward_kept", 6), function("backward", 7), numbers
+    )
 
 
 def source(program: Program, real: str, scalars: tuple[bool, ...]) -> str:
-    """Return the C code of a program: ``forward_True`` keeps the tape, ``forward_False`` not."""
+    """Return the C code of a program: ``forward_kept`` fills the tape, ``forward`` does not."""
     return "".join(
         (
             _HEAD.format(real=real, block=BLOCK, **_EXPONENTIAL[real]),
@@ -237,11 +260,11 @@ def _forward(program: Program, scalars: tuple[bool, ...], *, keep: bool) -> str:
         for k, slot in slots
     ]
     head = (
-        f"void forward_{keep}(int64_t steps, int64_t rows, int64_t columns, int64_t stride, "
-        "const R *restrict x, const double *constants, const R **parameters, R **state, "
-        "R *restrict out, void **tape, int64_t first, int64_t last)"
+        f"void forward{'_kept' if keep else ''}(int64_t steps, int64_t rows, int64_t columns, "
+        "int64_t stride, const R *x, const double *constants, const R **parameters, R **state, "
+        "R *out, void **tape, int64_t first, int64_t last)"
     )
-    row = "const R *restrict xt = x + t * stride + at;"
+    row = "const R *xt = x + t * stride + at;"
     return _loop(program, head, [*name.setup(), *setup], row, ends, reverse=False)
 
 
@@ -340,6 +363,7 @@ def _loop(
     {local}{fetch}{" ".join(first)}
     for (int64_t {time}) {{
       {row}
+#pragma GCC ivdep
       for (int64_t j = 0; j < n; j++) {{
         {"".join(line + chr(10) + "        " for line in body)}
       }}

@@ -8,7 +8,6 @@ below gets every kernel without a line of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from spikecl.errors import SpikeclError
 from spikecl.neurons import Neuron, State
+from spikecl.neurons.neuron import tensors_of
 
 
 class UnreadableError(SpikeclError):
@@ -121,15 +121,6 @@ def read(neuron: Neuron, rest: State) -> Equations:
         raise UnreadableError(str(error)) from error
     ends = tuple(symbol.real() for symbol in _symbols(after))
     return Equations(graph, x, tuple(before), parameters, out.real(), ends)
-
-
-def tensors_of(neuron: Neuron) -> tuple[str, ...]:
-    """Return the names of the parameters that are tensors."""
-    return tuple(
-        field.name
-        for field in fields(neuron)  # type: ignore[arg-type]
-        if isinstance(getattr(neuron, field.name), Tensor)
-    )
 
 
 def _symbols(state: State) -> Iterator[Symbol]:

@@ -23,8 +23,9 @@ from spikecl.kernels import compiler
 from spikecl.kernels.c_code import REALS
 
 # What one value costs, relative to one multiplication of a dense product: of looking for events,
-# of adding a weight, of writing a transposed weight. Constants, so that a choice is reproducible.
-SEARCH, ADD, TURN = 50.0, 2.0, 20.0
+# of adding a weight from a transposed matrix, of writing that matrix, of adding a weight from the
+# matrix as it is. Constants, so that a choice is reproducible.
+SEARCH, ADD, TURN, ADD_UNTURNED = 30.0, 2.0, 60.0, 7.0
 ADD_STOCK = 7.0  # adding a weight by torch.embedding_bag
 SMALLEST = 1 << 22  # multiplications; below, nothing is worth a look
 
@@ -134,10 +135,13 @@ def is_worth(rows: Tensor, outputs: int) -> bool:
     work = rows.numel() * outputs
     if rows.device.type != "cpu" or rows.dtype not in REALS or work < SMALLEST:
         return False
-    compiled = _library(rows.dtype) is not None
-    fixed = SEARCH * rows.numel() + TURN * rows.shape[1] * outputs
-    affordable = (work - fixed) / ((ADD if compiled else ADD_STOCK) * work)
-    return affordable > 0 and count(rows) < affordable * rows.numel()
+    left = work - SEARCH * rows.numel()  # what there is to gain
+    turned_too = left - TURN * rows.shape[1] * outputs
+    if _library(rows.dtype) is None:
+        most = turned_too / ADD_STOCK
+    else:
+        most = max(turned_too / ADD, left / ADD_UNTURNED)
+    return most > 0 and count(rows) * outputs < most
 
 
 def count(rows: Tensor) -> int:
@@ -194,8 +198,24 @@ def gather(events: Events, table: Tensor) -> Tensor:
     )
 
 
+def product(events: Events, weight: Tensor) -> Tensor:
+    """Return the current ``x W^T`` [R, m] of the rows ``x`` of the events and a weight [m, n]."""
+    library = _library(events.dtype, events.columns.dtype) if weight.device.type == "cpu" else None
+    few = (ADD_UNTURNED - ADD) * len(events.columns) <= TURN * events.shape[1]
+    if library is None or not few or not weight.is_contiguous():
+        return gather(events, turned(weight))
+    out = torch.empty(events.shape[0], len(weight), dtype=weight.dtype)
+    library.pick(
+        *events.shape, len(weight), events.starts.data_ptr(), events.columns.data_ptr(),
+        _at(events.values), weight.data_ptr(), out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
 def outer(events: Events, delta: Tensor) -> Tensor:
     """Return ``delta^T x`` [m, n] for the rows ``x`` of the events."""
+    if events.shape[0] < TURN:  # the matrix itself is more than its terms
+        return delta.T @ events.dense()
     return turned(gather(events.transposed(), delta))
 
 
@@ -231,6 +251,7 @@ def _library(dtype: torch.dtype, index: torch.dtype = torch.int32) -> ctypes.CDL
         ("transpose", 2, 6, None),
         ("gather", 2, 5, None),
         ("turn", 2, 2, None),
+        ("pick", 3, 5, None),
         ("pack", 1, 2, ctypes.c_int),
         ("unpack", 1, 2, None),
     ):
@@ -260,24 +281,33 @@ int64_t count(const R *restrict x, int64_t size) {
   return total;
 }
 
+/* bit i of the result: whether x[i] is not zero; up to 64 values */
+static inline uint64_t fired(const R *x, int64_t n) {
+  uint8_t flags[64] = {0};
+  if (n >= 64) for (int i = 0; i < 64; i++) flags[i] = x[i] != 0;
+  else for (int64_t i = 0; i < n; i++) flags[i] = x[i] != 0;
+  uint64_t bits = 0;
+  for (int i = 0; i < 8; i++) {  /* eight flags, a byte each, to eight bits */
+    uint64_t eight;
+    memcpy(&eight, flags + 8 * i, 8);
+    bits |= ((eight * 0x0102040810204080ULL) >> 56) << (8 * i);
+  }
+  return bits;
+}
+
 int find(int64_t rows, int64_t n, const R *restrict x, int64_t *restrict starts,
          COLUMN *restrict columns, R *restrict values) {
   int64_t k = 0;
   int graded = 0;
   for (int64_t r = 0; r < rows; r++, x += n) {
     starts[r] = k;
-    for (int64_t from = 0; from < n; from += 32) {
-      const int64_t to = n - from < 32 ? n : from + 32;
-      uint32_t fired = 0;
-      for (int64_t j = from; j < to; j++) fired |= (uint32_t)(x[j] != 0) << (j - from);
-      while (fired) {
-        const int64_t j = from + __builtin_ctz(fired);
-        fired &= fired - 1;
+    for (int64_t from = 0; from < n; from += 64)
+      for (uint64_t bits = fired(x + from, n - from); bits; bits &= bits - 1) {
+        const int64_t j = from + __builtin_ctzll(bits);
         columns[k] = (COLUMN)j;
         values[k++] = x[j];
         graded |= x[j] != 1;
       }
-    }
   }
   starts[rows] = k;
   return graded;
@@ -300,21 +330,22 @@ void transpose(int64_t rows, int64_t n, const int64_t *restrict starts,
 }
 
 int pack(int64_t size, const R *restrict x, uint8_t *restrict bits) {
-  for (int64_t from = 0; from < size; from += 8) {
-    const int64_t n = size - from < 8 ? size - from : 8;
-    uint8_t fired = 0, other = 0;
-    for (int64_t i = 0; i < n; i++) {
-      fired |= (uint8_t)((x[from + i] == 1) << i);
-      other |= (x[from + i] != 1) & (x[from + i] != 0);
-    }
+  for (int64_t from = 0; from < size; from += 64) {
+    const int64_t n = size - from < 64 ? size - from : 64;
+    int32_t other = 0;
+    for (int64_t i = 0; i < n; i++) other += (x[from + i] != 0) & (x[from + i] != 1);
     if (other) return 1;
-    bits[from / 8] = fired;
+    const uint64_t found = fired(x + from, n);
+    memcpy(bits + from / 8, &found, (n + 7) / 8);
   }
   return 0;
 }
 
 void unpack(int64_t size, const uint8_t *restrict bits, R *restrict x) {
-  for (int64_t i = 0; i < size; i++) x[i] = (R)((bits[i / 8] >> (i % 8)) & 1);
+  const int64_t whole = size / 8;
+  for (int64_t k = 0; k < whole; k++)
+    for (int i = 0; i < 8; i++) x[8 * k + i] = (R)((bits[k] >> i) & 1);
+  for (int64_t i = 8 * whole; i < size; i++) x[i] = (R)((bits[i / 8] >> (i % 8)) & 1);
 }
 
 void turn(int64_t rows, int64_t n, const R *restrict x, R *restrict out) {
@@ -324,6 +355,25 @@ void turn(int64_t rows, int64_t n, const R *restrict x, R *restrict out) {
       for (int64_t j = j0; j < j1; j++)
         for (int64_t i = i0; i < i1; i++) out[j * rows + i] = x[i * n + j];
     }
+}
+
+/* eight outputs at a time, from the weights as they are */
+void pick(int64_t rows, int64_t n, int64_t m, const int64_t *restrict starts,
+          const COLUMN *restrict columns, const R *restrict values, const R *restrict weight,
+          R *restrict out) {
+  for (int64_t i = 0; i < m; i += 8) {
+    const R *row[8];
+    for (int64_t c = 0; c < 8; c++) row[c] = weight + (i + c < m ? i + c : m - 1) * n;
+    for (int64_t r = 0; r < rows; r++) {
+      R sum[8] = {0};
+      for (int64_t k = starts[r]; k < starts[r + 1]; k++) {
+        const int64_t j = columns[k];
+        const R value = values ? values[k] : 1;
+        for (int c = 0; c < 8; c++) sum[c] += value * row[c][j];
+      }
+      for (int64_t c = 0; c < 8 && i + c < m; c++) out[r * m + i + c] = sum[c];
+    }
+  }
 }
 
 #define GATHER(NAME, COUNT)                                                                    \\

@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spikecl.kernels.backend import Backend, new_tape
-from spikecl.kernels.equations import tensors_of
 from spikecl.kernels.program import Memory, Program, program
 from spikecl.kernels.recurrence import Recurrence, RecurrentState
 from spikecl.neurons import Neuron, State
-from spikecl.neurons.neuron import leaves, rebuild
+from spikecl.neurons.neuron import leaves, rebuild, tensors_of
 
 
 def generated(
@@ -29,8 +28,12 @@ def generated(
     *,
     recurrence: Recurrence | None = None,
     memory: Memory = "full",
+    overwrite: bool = False,
 ) -> tuple[Tensor, State]:
-    """Run a neuron that has a program; see :func:`spikecl.kernels.scan`."""
+    """Run a neuron that has a program; see :func:`spikecl.kernels.scan`.
+
+    With ``overwrite`` the output takes the place of the input, which must not be looked at again.
+    """
     inner: State = state
     last: Any = None
     if recurrence is not None:
@@ -41,8 +44,12 @@ def generated(
     found = program(neuron, inner, trained=trained, memory=memory)
     assert found is not None
     weights = (None, None) if recurrence is None else recurrence
-    run = Run(found, backend)
-    out, *after = _Scan.apply(run, x, *weights, last, *leaves(inner), *tensors)  # type: ignore[no-untyped-call]
+    run = Run(found, backend, overwrite and x.is_contiguous())
+    given = (x, *weights, last, *leaves(inner), *tensors)
+    if grad and any([tensor is not None and tensor.requires_grad for tensor in given]):
+        out, *after = _Scan.apply(run, *given)  # type: ignore[no-untyped-call]
+    else:
+        out, after, _ = _forward(run, *given, keep=False)
     end = rebuild(inner, iter(after))
     if recurrence is None:
         return out, end
@@ -50,10 +57,41 @@ def generated(
 
 
 class Run(NamedTuple):
-    """A program and what runs it."""
+    """A program, what runs it, and whether its output takes the place of its input."""
 
     program: Program
     backend: Backend
+    overwrite: bool
+
+
+def _forward(
+    run: Run,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    last: Tensor | None,
+    *tensors: Tensor,
+    keep: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor] | None]:
+    """Return the output, the state after the last step, and the tape."""
+    known, backend, overwrite = run
+    states = len(known.before)
+    after, parameters = list(tensors[:states]), tensors[states:]
+    out = torch.empty(0 if overwrite else x.shape, dtype=x.dtype, device=x.device)
+    if overwrite:  # the same memory, not a view: nothing of the input is left to be tracked
+        out.set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+    tape = new_tape(known, x) if keep else None
+    if weight is None:
+        return out, backend.forward(known, x, after, parameters, out, tape), tape
+    assert last is not None
+    spikes, recurrence = last, Recurrence(weight, bias)
+    for t in range(len(x)):
+        at = slice(t, t + 1)
+        now = (x[t] + recurrence(spikes))[None]
+        kept = None if tape is None else [slot[at] for slot in tape]
+        after = backend.forward(known, now, after, parameters, out[at], kept)
+        spikes = out[t]
+    return out, after, tape
 
 
 class _Scan(torch.autograd.Function):
@@ -67,34 +105,19 @@ class _Scan(torch.autograd.Function):
         last: Tensor | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        known, backend = run
-        state, parameters = tensors[: len(known.before)], tensors[len(known.before) :]
-        keep = any(ctx.needs_input_grad)
-        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        tape = new_tape(known, x) if keep else None
-        if weight is None:
-            after = backend.forward(known, x, state, parameters, out, tape)
-        else:
-            assert last is not None
-            after, spikes, recurrence = list(state), last, Recurrence(weight, bias)
-            for t in range(len(x)):
-                at = slice(t, t + 1)
-                now = (x[t] + recurrence(spikes))[None]
-                kept = None if tape is None else [slot[at] for slot in tape]
-                after = backend.forward(known, now, after, parameters, out[at], kept)
-                spikes = out[t]
-        if keep:
-            ctx.run, ctx.shape = run, x.shape
-            ctx.slots, ctx.states = len(known.tape), len(state)
-            sent = out if ctx.needs_input_grad[2] else None
-            ctx.save_for_backward(*(tape or ()), *parameters, weight, last, sent)
+        out, after, tape = _forward(run, x, weight, bias, last, *tensors, keep=True)
+        assert tape is not None
+        ctx.run, ctx.shape, ctx.slots = run, x.shape, len(tape)
+        sent = out if ctx.needs_input_grad[2] else None
+        parameters = tensors[len(run.program.before) :]
+        ctx.save_for_backward(*tape, *parameters, weight, last, sent)
         ctx.set_materialize_grads(False)
         return out, *after
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        known, backend = ctx.run
+        known, backend, _ = ctx.run
         saved = ctx.saved_tensors
         tape, parameters, (weight, last, sent) = (
             saved[: ctx.slots],

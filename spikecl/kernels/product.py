@@ -11,18 +11,19 @@ from torch.nn import functional
 
 from spikecl.errors import UsageError
 from spikecl.kernels.c_code import REALS
-from spikecl.kernels.events import Bits, Events, bits_of, events_of, gather, is_worth, outer, turned
+from spikecl.kernels.events import Bits, Events, bits_of, events_of, is_worth, outer, product
 from spikecl.kernels.options import Kernels
 
 Kept = Tensor | Events | Bits
 LARGE = 1 << 18  # values that are worth packing even where memory does not have to be lean
 
 
-def keep(rows: Tensor, outputs: int, kernels: Kernels) -> Kept:
+def keep(rows: Tensor, outputs: int, kernels: Kernels, *, passing: bool = False) -> Kept:
     """Return rows [R, n] in the form that their product with a weight [outputs, n] takes.
 
     The events among them where that is cheaper (or asked for); else the rows, as bits if they are
-    spikes and many.
+    spikes and many. With ``passing`` the rows are held by somebody else, or no gradient will be
+    asked for: then nothing is packed.
 
     Raises:
         UsageError: Events were asked for where there is no such product.
@@ -35,7 +36,7 @@ def keep(rows: Tensor, outputs: int, kernels: Kernels) -> Kept:
     chosen = kernels.synapse == "events"
     if chosen or (kernels.synapse == "auto" and is_worth(rows, outputs)):
         return events_of(rows)
-    return packed(rows, kernels)
+    return rows.detach() if passing else packed(rows, kernels)
 
 
 def packed(x: Tensor, kernels: Kernels) -> Tensor | Bits:
@@ -94,7 +95,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None)
         if not isinstance(kept, Events):
             return _dense(rows, weight, bias, kernels)
-        current = gather(kept, turned(weight))
+        current = product(kept, weight)
         return current if bias is None else current.add_(bias)
 
     @staticmethod

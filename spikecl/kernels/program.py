@@ -19,8 +19,6 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
-from torch import Tensor
-
 from spikecl.kernels.equations import (
     COMPARISONS,
     LEAVES,
@@ -32,6 +30,7 @@ from spikecl.kernels.equations import (
     read,
 )
 from spikecl.neurons import Neuron, State
+from spikecl.neurons.neuron import tensors_of
 
 Memory = Literal["full", "lean"]
 
@@ -106,22 +105,29 @@ def program(
         memory: ``full`` keeps values as they are; ``lean`` keeps surrogates in bfloat16 and what
             is 0 or 1 in bytes.
     """
-    key = tuple(
-        "tensor" if isinstance(value := getattr(neuron, field.name), Tensor) else value
-        for field in fields(neuron)  # type: ignore[arg-type]
-    )
-    at = (type(neuron), key, trained, memory)
+    tensors = tensors_of(neuron)
+    if not tensors:  # the same neuron again: no need to compare its numbers
+        last = _LAST.get((id(neuron), memory))
+        if last is not None and last[0] is neuron:
+            return last[1]
+    names = (field.name for field in fields(neuron))  # type: ignore[arg-type]
+    values = (None if name in tensors else getattr(neuron, name) for name in names)
+    at = (type(neuron), *values, tensors, trained, memory)
     if at not in _KNOWN:
-        if len(_KNOWN) > 1000:
+        if len(_KNOWN) >= 1000:
             _KNOWN.clear()
+            _LAST.clear()
         try:
             _KNOWN[at] = _derive(read(neuron, rest), trained, memory)
         except UnreadableError:
             _KNOWN[at] = None
+    if not tensors:
+        _LAST[id(neuron), memory] = neuron, _KNOWN[at]
     return _KNOWN[at]
 
 
 _KNOWN: dict[Any, Program | None] = {}
+_LAST: dict[Any, tuple[Neuron, Program | None]] = {}
 
 
 def _derive(step: Equations, trained: tuple[int, ...], memory: Memory) -> Program:

@@ -95,6 +95,7 @@ def scan(
     recurrence: Recurrence | None = None,
     generator: torch.Generator | None = None,
     kernels: Kernels = AUTO,
+    overwrite: bool = False,
 ) -> tuple[Tensor, State]:
     """Run a layer of neurons over an input current.
 
@@ -105,6 +106,7 @@ def scan(
         recurrence: Synapses of the layer onto itself; the state is then a :class:`RecurrentState`.
         generator: Where noise and escape firing draw from.
         kernels: Which kernel computes it.
+        overwrite: The caller needs the input no more, the output may take its memory.
 
     Returns:
         Output [T, B, *features] (spikes, for most models) and the state after the last step.
@@ -120,7 +122,15 @@ def scan(
     name = _kernel(neuron, found, x, kernels).name
     if name == "reference" or not x.numel():
         return reference(x, state, neuron, recurrence=recurrence, generator=generator)
-    return generated(x, state, neuron, BACKENDS[name], recurrence=recurrence, memory=kernels.memory)
+    return generated(
+        x,
+        state,
+        neuron,
+        BACKENDS[name],
+        recurrence=recurrence,
+        memory=kernels.memory,
+        overwrite=overwrite,
+    )
 
 
 def reference(

@@ -290,7 +290,9 @@ def _drive(name: str, layer: Layer, x: Tensor, run: Pass, taps: dict[str, Tap] |
     weight, bias = _parameters(name, synapse, run)
     if taps is not None:
         weight, bias = weight.detach(), bias if bias is None else bias.detach()
-    kept = synapse.keep(rows, run.kernels)
+    held = layer.inputs == ("input",) and not layer.stages()
+    passing = held or (taps is None and not torch.is_grad_enabled())
+    kept = synapse.keep(rows, run.kernels, passing=passing)
     current = synapse.product(rows, kept, weight, bias, run.kernels)
     if taps is not None:
         taps[name], current = tapped(kept, current)
@@ -342,6 +344,7 @@ def _fire(
         generator=run.generator,
         trace=trace,
         kernels=run.kernels,
+        overwrite=layer.norm is None and not layer.currents,  # the product's own output
     )
     if after != ():
         run.after[name] = after

@@ -95,8 +95,11 @@ class Synapse(nn.Module):
         """Return activity [R, *features] in the form the product takes."""
 
     @abstractmethod
-    def keep(self, rows: Tensor, kernels: Kernels) -> Kept:
-        """Return rows [R, ...] in the form that the product takes and the gradient needs."""
+    def keep(self, rows: Tensor, kernels: Kernels, *, passing: bool = False) -> Kept:
+        """Return rows [R, ...] in the form that the product takes and the gradient needs.
+
+        ``passing`` says that nobody will ask for them, or that they are held in any case.
+        """
 
     @abstractmethod
     def product(
@@ -121,9 +124,9 @@ class Linear(Synapse):
         """Return [R, n_in]."""
         return x if x.dim() == 2 else x.flatten(1)
 
-    def keep(self, rows: Tensor, kernels: Kernels) -> Kept:
+    def keep(self, rows: Tensor, kernels: Kernels, *, passing: bool = False) -> Kept:
         """Return the rows, their events, or bits."""
-        return keep(rows, self.weight.shape[0], kernels)
+        return keep(rows, self.weight.shape[0], kernels, passing=passing)
 
     def product(
         self, rows: Tensor, kept: Kept, weight: Tensor, bias: Tensor | None, kernels: Kernels
@@ -171,9 +174,9 @@ class Conv2d(Synapse):
         """Return [R, C, H, W] as it is."""
         return x
 
-    def keep(self, rows: Tensor, kernels: Kernels) -> Kept:
+    def keep(self, rows: Tensor, kernels: Kernels, *, passing: bool = False) -> Kept:
         """Return the maps, as bits if they are spikes; a convolution has no use for events."""
-        return packed(rows, kernels)
+        return rows.detach() if passing else packed(rows, kernels)
 
     def product(
         self, rows: Tensor, kept: Kept, weight: Tensor, bias: Tensor | None, kernels: Kernels

@@ -178,7 +178,7 @@ class LIF(Resetting):
 
     def silence(self, x: Tensor) -> State:
         """Return a membrane at rest."""
-        return LIFState(x.new_zeros(x.shape) + self.v_rest, self.waiting(x))
+        return LIFState(at_rest(x, self.v_rest), self.waiting(x))
 
     def integrate(self, x: Tensor, state: State) -> State:
         """Decay towards rest and take the input."""
@@ -238,6 +238,13 @@ class PLIF(LIF):
     reset: AnyReset = Reset.ZERO
     detach_reset: bool = False
     strict: bool = False
+
+
+def at_rest(x: Tensor, value: Value) -> Tensor:
+    """Return a membrane at its resting value for one step of input."""
+    if isinstance(value, Tensor):
+        return x.new_zeros(x.shape) + value
+    return x.new_full(x.shape, value)
 
 
 def decay_of(what: str, tau: float, dt: float, decay: Literal["exact", "euler"] = "exact") -> float:

@@ -326,8 +326,8 @@ def checked_state(
     name = type(neuron).__name__
     if not x.dtype.is_floating_point:
         raise UsageError(f"input current is {x.dtype}; convert it to a floating type first")
-    for field in fields(neuron):  # type: ignore[arg-type]
-        _check_parameter(f"{name}.{field.name}", getattr(neuron, field.name), x, neuron.cells(x))
+    for field in tensors_of(neuron):
+        _check_parameter(f"{name}.{field}", getattr(neuron, field), x, neuron.cells(x))
     if neuron.random and generator is None:
         raise UsageError(f"{name} draws random numbers (noise or escape); pass a torch.Generator")
     rest = neuron.rest(x)
@@ -337,9 +337,26 @@ def checked_state(
     return state
 
 
-def _check_parameter(name: str, value: object, x: Tensor, cells: torch.Size) -> None:
-    if not isinstance(value, Tensor):
-        return
+def tensors_of(neuron: Neuron) -> tuple[str, ...]:
+    """Return the names of the parameters that are tensors."""
+    if _NUMBERS.get(id(neuron)) is neuron:
+        return ()
+    found = tuple(
+        field.name
+        for field in fields(neuron)  # type: ignore[arg-type]
+        if isinstance(getattr(neuron, field.name), Tensor)
+    )
+    if not found:
+        if len(_NUMBERS) >= 1000:
+            _NUMBERS.clear()
+        _NUMBERS[id(neuron)] = neuron
+    return found
+
+
+_NUMBERS: dict[int, Neuron] = {}  # seen without a tensor; what every step would look up
+
+
+def _check_parameter(name: str, value: Tensor, x: Tensor, cells: torch.Size) -> None:
     if value.device != x.device:
         raise UsageError(f"{name} is on {value.device}, the input on {x.device}; move one of them")
     pairs = zip(reversed(value.shape), reversed((1, *cells)))

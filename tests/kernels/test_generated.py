@@ -410,7 +410,7 @@ values = st.fixed_dictionaries(
 
 
 @kernels
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(
     name=st.sampled_from(list(FORMS)),
     numbers=st.dictionaries(st.sampled_from(list(FIXED)), st.floats(0.02, 0.98)),
@@ -686,15 +686,18 @@ def test_how_much_is_stored(kernel, name, memory, per_value):
 # Hand-computed cases and other implementations
 
 
-@kernels
+@pytest.mark.parametrize(
+    ("kernel", "time", "detach"),
+    [("fused", time, detach) for time in TIMES for detach in (True, False)]
+    + [
+        pytest.param("compiled", time, detach, marks=needs_compiler)
+        for time, detach in (("same", False), ("next", True), ("after", False))
+    ],
+)
 @all_resets
-@all_times
-@pytest.mark.parametrize("detach", [True, False])
-def test_gradients_equal_those_of_a_loop_written_here(kernel, reset, time, detach):
+def test_gradients_equal_those_of_a_loop_written_here(kernel, time, detach, reset):
     """The reference shares code with the neuron; this loop shares none."""
     beta, th, low, rest = FIXED.values()
-    if detach is (time == "same"):
-        pytest.skip("compiled for another case") if kernel == "compiled" else None
 
     class Step(torch.autograd.Function):
         @staticmethod
@@ -817,13 +820,17 @@ SMOOTH = {
 }
 
 
-@kernels
+@pytest.mark.parametrize(
+    ("kernel", "surrogate"),
+    [
+        ("fused", FastSigmoid(slope=2.0)),
+        ("fused", Boxcar(width=9.0)),
+        pytest.param("compiled", FastSigmoid(slope=2.0), marks=needs_compiler),
+    ],
+)
 @pytest.mark.parametrize("neuron", SMOOTH.values(), ids=list(SMOOTH))
-@pytest.mark.parametrize("surrogate", [FastSigmoid(slope=2.0), Boxcar(width=9.0)])
 def test_smoothed_networks_have_the_gradient_of_finite_differences(kernel, neuron, surrogate):
     """Parameters, synapses, states and inputs, all at once."""
-    if kernel == "compiled" and isinstance(surrogate, Boxcar):
-        pytest.skip("one smooth spike is enough to compile")
     neuron = replace(neuron, surrogate=Smooth(of=surrogate), detach_reset=False)
     mean = 30.0 if isinstance(neuron, Izhikevich) else 0.25
     problem = pose(Form(neuron, mean), (4, 2, 3), recurrent=True)

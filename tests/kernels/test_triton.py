@@ -342,7 +342,9 @@ def test_the_compiler_takes_it(neuron, part, dtype, memory, tmp_path, monkeypatc
     tape = {"real": real, "half": "bf16", "flag": "u8"}
     kinds |= {f"tape{k}": f"*{tape[slot.kind]}" for k, slot in enumerate(found.tape)}
     signature = {name: kinds.get(name, f"*{real}") for name in kernel.arg_names}
-    ones = ("columns", "features") if memory == "lean" else ()  # Triton makes constants of ones
+    ones = (
+        ("x_stride", "stride", "columns", "features") if memory == "lean" else ()
+    )  # Triton makes constants of ones
     fixed = {"BLOCK": triton_code.BLOCK, **dict.fromkeys(ones, 1)}
     source = triton.compiler.ASTSource(
         kernel, {**signature, **dict.fromkeys(ones, "constexpr")}, fixed
