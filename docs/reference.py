@@ -34,7 +34,7 @@ from spikecl.registry import METHODS, TRAINERS
 from spikecl.streams import CLASS_IL, DOMAIN_IL, TASK_FREE, TASK_IL, Reveal
 
 SECTIONS = ("run", "data", "stream", "encoding", "network", "trainer")
-SECTIONS += ("loss", "optimiser", "train", "method", "checkpoint")
+SECTIONS += ("loss", "optimiser", "train", "method", "checkpoint", "kernels")
 TABLES = {"data": {"frames": Frames}}  # keys that are tables of their own
 NAMED = {"model": ("neuron-models", MODELS), "shape": ("surrogates", SURROGATES)}
 NEURONS = """

@@ -37,6 +37,10 @@ class InteropError(UsageError):
     """A network has no equal in the other library; the layer and the difference are named."""
 
 
+class KernelError(UsageError):
+    """A kernel that was asked for cannot run here; those that can are named."""
+
+
 class HiddenFieldError(SpikeclError, AttributeError):
     """A learner asked for something the stream does not reveal."""
 

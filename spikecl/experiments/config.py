@@ -22,6 +22,7 @@ from spikecl.continual.compose import check_slots, method_name
 from spikecl.data import Frames
 from spikecl.encoding import Encoder, Loss
 from spikecl.errors import ConfigError, suggest
+from spikecl.kernels import Kernels
 from spikecl.learner import TrainPlan
 from spikecl.networks import NetworkSpec
 from spikecl.optim import OptimiserSpec
@@ -97,6 +98,7 @@ FIXED: dict[str, type[Any]] = {
     "data": DataOptions,
     "train": TrainPlan,
     "checkpoint": CheckpointPolicy,
+    "kernels": Kernels,
 }
 CHOICES: dict[str, Choice] = {
     "stream": Choice(STREAMS, "permuted", ("experiences", "old_data")),
@@ -123,6 +125,7 @@ class Config:
     optimiser: OptimiserSpec
     train: TrainPlan
     checkpoint: CheckpointPolicy
+    kernels: Kernels
     methods: tuple[MethodSpec, ...]
 
     def table(self) -> dict[str, Any]:

@@ -10,16 +10,18 @@ import numpy as np
 import torch
 
 from spikecl.errors import RunError, UsageError
+from spikecl.kernels import compiler
 from spikecl.networks import Network, explain
 from spikecl.records import FORMAT_VERSION
 
-MUST_MATCH = ("torch", "numpy", "cpu_capability", "threads", "device", "kernels")
+MUST_MATCH = ("torch", "numpy", "cpu_capability", "threads", "device", "kernels", "products")
 
 
 def describe(network: Network, batch: torch.Tensor, device: torch.device) -> dict[str, Any]:
     """Return versions, machine and kernel plan."""
     from importlib.metadata import version
 
+    plans = explain(network, batch)
     return {
         "spikecl": version("spikecl"),
         "python": platform.python_version(),
@@ -30,8 +32,9 @@ def describe(network: Network, batch: torch.Tensor, device: torch.device) -> dic
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "device": _device_name(device),
-        "kernels": {plan.layer: plan.kernel for plan in explain(network, batch)},
-        "fallbacks": [],
+        "kernels": {plan.layer: plan.kernel for plan in plans},
+        "products": "torch" if compiler.against() else "compiled",
+        "fallbacks": [f"{plan.layer}: {plan.reason}" for plan in plans if plan.kernel == "fused"],
     }
 
 

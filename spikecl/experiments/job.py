@@ -18,9 +18,10 @@ from spikecl.continual import MethodSpec
 from spikecl.continual.compose import method_name
 from spikecl.data import hold_out, load
 from spikecl.encoding import CrossEntropy, Encoder, Loss
-from spikecl.errors import ConfigError, UsageError
+from spikecl.errors import ConfigError, KernelError, UsageError
 from spikecl.experiments.config import CheckpointPolicy, Config
 from spikecl.experiments.environment import choose_device
+from spikecl.kernels import AUTO, Kernels
 from spikecl.learner import Heads, Learner, TrainPlan
 from spikecl.learner.pairing import check_time
 from spikecl.networks import Network, NetworkSpec
@@ -59,6 +60,7 @@ class Job:
     device: str
     config: Mapping[str, Any] | None = None
     loss: Loss = CrossEntropy()
+    kernels: Kernels | None = None
 
     @classmethod
     def from_config(cls, config: Config, *, data_dir: Path | None) -> Job:
@@ -80,6 +82,7 @@ class Job:
             device=config.run.device,
             config=config.table(),
             loss=config.loss,
+            kernels=config.kernels,
         )
 
     def learner(self) -> Learner:
@@ -88,6 +91,8 @@ class Job:
         check_time(self.stream, self.encoder)
         if isinstance(network, NetworkSpec):
             network = network.build(self.input_shape, self.outputs)
+        if self.kernels is not None:
+            network.kernels = self.kernels
         learner = Learner(
             stream=self.stream,
             network=network,
@@ -156,6 +161,7 @@ class Job:
         return {
             **table,
             "train": to_table(self.plan),
+            "kernels": to_table(self.kernels or AUTO),
             "threads": self.threads,
             "device": self.device,
             "seed": self.seed,
@@ -193,6 +199,8 @@ def check_shapes(learner: Learner) -> None:
     try:
         output = network(x, generator=torch.Generator())
         outputs = output.logits.shape[-1]
+    except KernelError:
+        raise
     except (RuntimeError, UsageError) as error:
         raise ConfigError(
             f"the network does not take the {given} of stream '{stream.name}': {error}"

@@ -20,6 +20,7 @@ from spikecl.experiments.environment import check_format, check_same, describe
 from spikecl.experiments.job import Job, first_batch
 from spikecl.experiments.progress import Show, Tracker
 from spikecl.experiments.result import RunResult
+from spikecl.kernels import Kernels, keep_freed_memory
 from spikecl.learner import Learner, TrainPlan
 from spikecl.networks import Network, NetworkSpec, SpikingMlp
 from spikecl.networks.network import count_parameters
@@ -45,6 +46,7 @@ def run(
     seed: int = 0,
     threads: int = 1,
     device: str = "cpu",
+    kernels: Kernels | None = None,
     runs_dir: str | Path = "runs",
     show: Show | None = None,
 ) -> RunResult:
@@ -67,6 +69,7 @@ def run(
         seed: Root of the run's randomness (the stream has a seed of its own).
         threads: Threads to compute with.
         device: ``"cpu"`` or ``"cuda"``.
+        kernels: How layers are computed; ``None`` is as the network says (``auto``).
         runs_dir: Where run directories go.
         show: Called with a :class:`Progress` now and then.
 
@@ -96,6 +99,7 @@ def run(
         seed=seed,
         threads=threads,
         device=device,
+        kernels=kernels,
     )
     return execute(job, Path(runs_dir), show=show)
 
@@ -141,6 +145,7 @@ def execute(job: Job, runs_dir: Path, *, show: Show | None = None) -> RunResult:
     if record.finished:
         check_format(record.run, record.id)
         return RunResult(record)
+    keep_freed_memory()
     with _threads(job.threads), stop_on_signals() as stop:
         learner = job.learner()
         directory = RunDirectory(record.path)

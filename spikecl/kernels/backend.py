@@ -72,7 +72,7 @@ class TorchBackend:
         known = _constants(program, parameters, x)
         for t in range(len(x)):
             values = {**known, program.x: x[t], **dict(zip(program.before, state))}
-            _evaluate(program, order, values)
+            _evaluate(program, order, values, x.dtype)
             out[t] = values[program.out]
             for slot, kept in zip(program.tape, tape or ()):
                 kept[t] = values[slot.node]
@@ -98,7 +98,7 @@ class TorchBackend:
             values = {**known, program.g_out: g_out[t], **dict(zip(program.g_after, g_state))}
             for slot, kept in zip(program.tape, tape):
                 values[slot.node] = kept[t].to(g_x.dtype)
-            _evaluate(program, order, values)
+            _evaluate(program, order, values, g_x.dtype)
             g_x[t] = zero if program.g_x is None else values[program.g_x]
             for total, node in zip(sums, program.g_parameters):
                 if node is not None:
@@ -121,10 +121,21 @@ def _full(value: Any, like: Tensor) -> Tensor:
     return made if made.shape == like.shape else made.expand(like.shape)
 
 
-def _evaluate(program: Program, order: Sequence[int], values: dict[int, Any]) -> None:
+def _evaluate(
+    program: Program, order: Sequence[int], values: dict[int, Any], dtype: torch.dtype
+) -> None:
     for index in order:
         op, args = program.nodes[index]
-        values[index] = _OPERATIONS[op](*(values[n] for n in args))
+        found = _OPERATIONS[op](*(values[n] for n in args))
+        values[index] = found.to(dtype) if op == "cast" else found
+
+
+def _extreme(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
+    def apply(a: Any, b: Any) -> Tensor:
+        like = a if isinstance(a, Tensor) else b
+        return function(*(torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in (a, b)))
+
+    return apply
 
 
 def _where(condition: Tensor, a: Any, b: Any) -> Tensor:
@@ -149,11 +160,11 @@ _OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "lt": lambda a, b: a < b,
     "le": lambda a, b: a <= b,
     "eq": lambda a, b: a == b,
-    "cast": lambda a: a.to(torch.get_default_dtype()) if a.dtype == torch.bool else a,
+    "cast": lambda a: a,
     "where": _where,
     "relu": lambda a: torch.relu(a),
-    "min": lambda a, b: torch.minimum(a, torch.as_tensor(b, dtype=a.dtype)),
-    "max": lambda a, b: torch.maximum(a, torch.as_tensor(b, dtype=a.dtype)),
+    "min": _extreme(torch.minimum),
+    "max": _extreme(torch.maximum),
     "exp": lambda a: torch.exp(a),
     "sigmoid": lambda a: torch.sigmoid(a),
     "erf": lambda a: torch.erf(a),

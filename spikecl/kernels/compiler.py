@@ -62,7 +62,14 @@ def load(source: str) -> ctypes.CDLL:
     path = folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
     if not path.exists():
         _build(found, source, path)
-    return ctypes.CDLL(str(path))
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:  # cut short
+        _build(found, source, path)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise UsageError(f"{found} made what cannot be loaded: {error}") from error
 
 
 def _build(found: str, source: str, path: Path) -> None:

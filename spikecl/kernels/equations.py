@@ -117,7 +117,7 @@ def read(neuron: Neuron, rest: State) -> Equations:
         with torch.enable_grad():
             start: Any = Symbol(graph, x)
             out, after = cast(Any, neuron.bind(symbols)).advance(start, state)
-    except (UnreadableError, AttributeError, TypeError) as error:
+    except (UnreadableError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise UnreadableError(str(error)) from error
     ends = tuple(symbol.real() for symbol in _symbols(after))
     return Equations(graph, x, tuple(before), parameters, out.real(), ends)
@@ -133,6 +133,8 @@ def _symbols(state: State) -> Iterator[Symbol]:
 
 def _binary(op: str, *, reverse: bool = False) -> Callable[[Symbol, Any], Symbol]:
     def method(self: Symbol, other: Any) -> Symbol:
+        if op in ("add", "sub") and isinstance(other, Symbol) and self.is_bool and other.is_bool:
+            raise UnreadableError(f"{op} of two comparisons")
         a, b = self.real(), self.index_of(other)
         return self.make(op, b, a) if reverse else self.make(op, a, b)
 
@@ -176,10 +178,14 @@ class Symbol:
             return self.graph.constant(other)
         raise UnreadableError(f"a {type(other).__name__} that is no parameter")
 
+    @property
+    def is_bool(self) -> bool:
+        """Whether it is a comparison."""
+        return self.graph.nodes[self.index].op in COMPARISONS
+
     def real(self) -> int:
         """Return the index as a real number: a comparison is 0 or 1."""
-        is_bool = self.graph.nodes[self.index].op in COMPARISONS
-        return self.graph.add("cast", self.index) if is_bool else self.index
+        return self.graph.add("cast", self.index) if self.is_bool else self.index
 
     def __bool__(self) -> bool:
         """Parameters that are tensors count as set; nothing may depend on other values."""
@@ -191,7 +197,7 @@ class Symbol:
     __mul__ = __rmul__ = mul = _binary("mul")
     __sub__ = sub = _binary("sub")
     __truediv__ = div = _binary("div")
-    __rsub__, __rtruediv__ = _binary("sub", reverse=True), _binary("div", reverse=True)
+    __rsub__ = _binary("sub", reverse=True)
     __gt__, __ge__, __lt__, __le__ = _binary("gt"), _binary("ge"), _binary("lt"), _binary("le")
     __eq__ = _binary("eq")  # type: ignore[assignment]
     minimum, maximum = _binary("min"), _binary("max")
@@ -214,7 +220,11 @@ class Symbol:
 
     def reciprocal(self) -> Symbol:
         """Divide 1 by it."""
-        return 1.0 / self
+        return self.make("div", self.graph.constant(1.0), self.real())
+
+    def __rtruediv__(self, other: Any) -> Symbol:
+        found: Symbol = self.reciprocal() * other  # as torch rounds it
+        return found
 
     def clamp(self, min: float | None = None, max: float | None = None) -> Symbol:
         """Limit to a range; on its border the gradient passes."""
@@ -229,6 +239,8 @@ class Symbol:
 
     def to(self, dtype: Any) -> Symbol:
         """Return a comparison as 0 and 1."""
+        if dtype != self.dtype:
+            raise UnreadableError(f"a conversion to {dtype}")
         return Symbol(self.graph, self.real())
 
     def new_zeros(self, shape: Any) -> Symbol:
@@ -259,17 +271,12 @@ def _where(condition: Symbol, a: Any, b: Any) -> Symbol:
     return condition.make("where", condition.index, condition.index_of(a), condition.index_of(b))
 
 
-def _addcmul(a: Symbol, b: Symbol, c: Symbol, *, value: float = 1.0) -> Symbol:
-    return a + b * c * value
-
-
 def _full(value: float) -> Callable[[Symbol], Symbol]:
     return lambda like: Symbol(like.graph, like.graph.constant(value))
 
 
 _FUNCTIONS: dict[Any, Callable[..., Symbol]] = {
     torch.where: _where,
-    torch.addcmul: _addcmul,
     torch.ones_like: _full(1.0),
     torch.zeros_like: _full(0.0),
     torch.minimum: Symbol.minimum,

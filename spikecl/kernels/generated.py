@@ -90,7 +90,7 @@ def _forward(
         now = (x[t] + recurrence(spikes))[None]
         kept = None if tape is None else [slot[at] for slot in tape]
         after = backend.forward(known, now, after, parameters, out[at], kept)
-        spikes = out[t]
+        spikes = out[t].clone()
     return out, after, tape
 
 

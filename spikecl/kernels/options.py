@@ -8,7 +8,6 @@ from pydantic import Field
 
 from spikecl.components import component
 
-SCANS = ("reference", "fused", "compiled", "inductor", "triton")
 ScanName = Literal["auto", "reference", "fused", "compiled", "inductor", "triton"]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from spikecl.errors import UsageError
+from spikecl.errors import KernelError
 from spikecl.kernels.c_code import REALS
 from spikecl.kernels.events import Bits, Events, bits_of, events_of, is_worth, outer, product
 from spikecl.kernels.options import Kernels
@@ -26,10 +26,10 @@ def keep(rows: Tensor, outputs: int, kernels: Kernels, *, passing: bool = False)
     asked for: then nothing is packed.
 
     Raises:
-        UsageError: Events were asked for where there is no such product.
+        KernelError: Events were asked for where there is no such product.
     """
     if kernels.synapse == "events" and (rows.device.type != "cpu" or rows.dtype not in REALS):
-        raise UsageError(
+        raise KernelError(
             f"synapse='events' cannot run here: rows are {rows.dtype} on {rows.device}, events are "
             "added in float32 and float64 on a CPU; use synapse='auto' or 'dense'"
         )

@@ -9,15 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spikecl.errors import UsageError
+from spikecl.errors import KernelError, UsageError
 from spikecl.kernels import c_code, inductor, triton_code
 from spikecl.kernels.backend import Backend, TorchBackend
 from spikecl.kernels.generated import generated
-from spikecl.kernels.options import AUTO, SCANS, Kernels
+from spikecl.kernels.options import AUTO, Kernels
 from spikecl.kernels.program import Program, program
 from spikecl.kernels.recurrence import Recurrence, RecurrentState
 from spikecl.neurons import Neuron, State
-from spikecl.neurons.neuron import check_like, checked_state
+from spikecl.neurons.neuron import check_like, checked_state, tensors_of
 
 
 class Kernel(NamedTuple):
@@ -39,52 +39,49 @@ def choose(neuron: Neuron, x: Tensor, *, kernels: Kernels = AUTO) -> Kernel:
     """Return the kernel for an input [T, B, *features]; a clock has no say in it.
 
     Raises:
-        UsageError: The kernel that ``kernels`` names cannot run here.
+        KernelError: The kernel that ``kernels`` names cannot run here.
     """
     found = None if neuron.random else program(neuron, neuron.rest(x.new_zeros(x.shape[1:])))
     return _kernel(neuron, found, x, kernels)
 
 
 def _kernel(neuron: Neuron, found: Program | None, x: Tensor, kernels: Kernels) -> Kernel:
+    against = None if found is not None and found.exact else _unfit(neuron, found)
+    if any(getattr(neuron, name).dtype != x.dtype for name in tensors_of(neuron)):
+        against = f"{type(neuron).__name__} has parameters of another type than the input"
+    return _choose(against, x.dtype, x.device.type, kernels.scan)
+
+
+def _unfit(neuron: Neuron, found: Program | None) -> str:
+    """Return why a neuron has no generated kernel."""
     model = type(neuron).__name__
-    return _choose(model, neuron.random, found, x.dtype, x.device.type, kernels.scan)
+    if neuron.random:
+        return f"{model} draws random numbers"
+    if found is None:
+        return f"{model} has a step that no kernel can be generated from"
+    return f"{model} as it is set up uses exp or its like, which every compiler rounds its way"
 
 
 @functools.cache
-def _choose(
-    model: str, random: bool, found: Program | None, dtype: torch.dtype, device: str, asked: str
-) -> Kernel:
-    against = {name: _against(name, model, random, found, dtype, device) for name in SCANS}
+def _choose(unfit: str | None, dtype: torch.dtype, device: str, asked: str) -> Kernel:
+    against: dict[str, str | None] = {
+        "reference": None,
+        "fused": unfit,
+        "compiled": unfit or c_code.against(dtype, device),
+        "inductor": unfit or inductor.against(device),
+        "triton": unfit or triton_code.against(dtype, device),
+    }
     if asked != "auto":
         if against[asked] is None:
             return Kernel(asked, "asked for")
         able = ", ".join(name for name, reason in against.items() if reason is None)
-        raise UsageError(f"kernel '{asked}' cannot run here: {against[asked]}; these can: {able}")
-    if against["fused"] is not None:
-        return Kernel("reference", str(against["fused"]))
+        raise KernelError(f"kernel '{asked}' cannot run here: {against[asked]}; these can: {able}")
+    if unfit is not None:
+        return Kernel("reference", unfit)
     fast = "compiled" if device == "cpu" else "triton"
     if against[fast] is not None:
         return Kernel("fused", f"one autograd node for all steps; not {fast}: {against[fast]}")
     return Kernel(fast, "one autograd node for all steps, one pass over the memory")
-
-
-def _against(
-    name: str, model: str, random: bool, found: Program | None, dtype: torch.dtype, device: str
-) -> str | None:
-    """Return what keeps a kernel from running; ``None`` if nothing does."""
-    if name == "reference":
-        return None
-    if random:
-        return f"{model} draws random numbers"
-    if found is None:
-        return f"{model} uses operations that no generated kernel has"
-    if not found.exact:
-        return f"{model} as it is set up uses exp or its like, which every compiler rounds its way"
-    if name == "compiled":
-        return c_code.against(dtype, device)
-    if name == "inductor":
-        return inductor.against(device)
-    return triton_code.against(dtype, device) if name == "triton" else None
 
 
 def scan(
@@ -112,7 +109,8 @@ def scan(
         Output [T, B, *features] (spikes, for most models) and the state after the last step.
 
     Raises:
-        UsageError: What :func:`spikecl.neurons.step` refuses; a kernel that cannot run here.
+        UsageError: What :func:`spikecl.neurons.step` refuses.
+        KernelError: The kernel that ``kernels`` names cannot run here.
     """
     if x.dim() < 2:
         raise UsageError(f"input has shape {tuple(x.shape)}; it must be [T, B, *features]")

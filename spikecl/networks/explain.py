@@ -39,7 +39,7 @@ def explain(network: Network, batch: Tensor) -> list[Plan]:
     """Return the plan of each layer for an input [T, B, *features].
 
     Raises:
-        UsageError: A kernel that ``network.kernels`` asks for by name cannot run here.
+        KernelError: A kernel that ``network.kernels`` asks for by name cannot run here.
 
     Example:
         >>> from spikecl.networks import SpikingMlp

@@ -49,7 +49,7 @@ class Sigmoid(Surrogate):
     def __call__(self, x: Tensor) -> Tensor:
         """Return ``h(x)``."""
         s = torch.sigmoid(self.slope * x)
-        return torch.addcmul(s, s, s, value=-1).mul_(self.slope)
+        return (s * (1 - s)).mul_(self.slope)
 
     def primitive(self, x: Tensor) -> Tensor:
         """Return ``s(kx)``."""

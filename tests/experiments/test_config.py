@@ -12,6 +12,7 @@ from spikecl.encoding import CrossEntropy, Direct, Rate
 from spikecl.errors import ConfigError, PairingError, UsageError
 from spikecl.experiments import Config, load_config, parse_config
 from spikecl.experiments.config import CheckpointPolicy, RunOptions, apply_override, config_schema
+from spikecl.kernels import Kernels
 from spikecl.learner import TrainPlan
 from spikecl.networks import Mlp, SpikingMlp
 from spikecl.optim import Adam, Sgd
@@ -46,6 +47,7 @@ def test_defaults():
         optimiser=Sgd(),
         train=TrainPlan(epochs=1, batch=64),
         checkpoint=CheckpointPolicy(every_steps=0, keep=2),
+        kernels=Kernels(),
         methods=(Finetune(),),
     )
 
@@ -103,6 +105,7 @@ def test_every_section_of_a_file(tmp_path):
         optimiser=Adam(lr=0.25, weight_decay=0.5),
         train=TrainPlan(epochs=4, batch=3, eval_batch=11, evaluate="all"),
         checkpoint=CheckpointPolicy(every_steps=13, keep=5),
+        kernels=Kernels(scan="fused"),
         methods=(Hlop(rows=((1, 0.5, 3), 4)),),
     )
     assert (config.data.name, config.method) == ("mnist", "hlop")
@@ -411,7 +414,7 @@ def test_the_table_has_every_default():
     assert table["run"] == {"seed": 0, "threads": 1, "device": "cpu"}
     assert table["optimiser"] == {
         "name": "sgd",
-        "sgd": {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0},
+        "sgd": {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"},
     }
     assert table["method"] == {"name": ["finetune"], "finetune": {}}
 

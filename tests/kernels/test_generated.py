@@ -647,6 +647,40 @@ def test_inputs_are_left_alone_and_outputs_are_new(kernel, form, recurrent):
         assert all(torch.equal(a, b) for a, b in zip(given, before))
 
 
+class Past(NamedTuple):
+    v: torch.Tensor
+    kept: torch.Tensor
+
+
+@component
+class Delay(Neuron):
+    """Sends its input one step later, and keeps what it was given."""
+
+    def rest(self, x):
+        return Past(torch.zeros_like(x), torch.zeros_like(x))
+
+    def advance(self, x, state, generator=None):
+        return state.v, Past(x, state.kept)
+
+
+@kernels
+@pytest.mark.parametrize("learning", [True, False])
+def test_states_that_are_passed_on_are_new(kernel, learning):
+    x = draw((3, 2, 4), 1).requires_grad_(learning)
+    start = Past(draw((2, 4), 2).requires_grad_(learning), draw((2, 4), 3).requires_grad_(learning))
+    out, state = scan(x, start, Delay(), kernels=Kernels(scan=kernel))
+    assert torch.equal(out, torch.cat([start.v[None], x[:-1]]))
+    assert torch.equal(state.v, x[-1])
+    assert torch.equal(state.kept, start.kept)
+    places = [part.untyped_storage().data_ptr() for part in (x, *start, out, *state)]
+    assert len(set(places)) == len(places)
+    if learning:
+        grads = torch.autograd.grad(
+            2 * out.sum() + 3 * state.v.sum() + state.kept.sum(), (x, *start)
+        )
+        assert [grad.unique().tolist() for grad in grads] == [[2.0, 3.0], [2.0], [1.0]]
+
+
 @kernels
 def test_what_was_handed_out_is_not_what_is_stored(kernel):
     problem = pose(FORMS["lif-next"])

@@ -5,7 +5,7 @@ import torch
 
 from spikecl.errors import ConfigError, SpikeclError, UsageError
 from spikecl.kernels import Kernels, Recurrence, c_code, choose, scan
-from spikecl.kernels.options import SCANS
+from spikecl.kernels.scans import BACKENDS
 from spikecl.neurons import (
     ALIF,
     CUBA,
@@ -149,7 +149,7 @@ def test_options():
         scan="auto", synapse="auto", precision="full", memory="full", chunk=0
     )
     assert hash(Kernels()) == hash(Kernels())
-    assert {"auto", *SCANS} == {
+    assert {"auto", "reference", *BACKENDS} == {
         name for name in ("auto", "reference", "fused", "compiled", "inductor", "triton")
         if Kernels(scan=name)
     }  # fmt: skip

@@ -271,6 +271,12 @@ def test_what_models_keep(neuron, full, lean):
         assert sorted(slot.kind for slot in tape) == kinds
 
 
+def test_of_equal_tapes_the_one_that_leaves_least_to_compute_is_kept():
+    found = program(LIF(), LIF().rest(X))
+    assert "sigmoid" in [node.op for node in found.nodes]
+    assert "sigmoid" not in [found.nodes[n].op for n in found.step_back]
+
+
 @pytest.mark.parametrize("neuron", [LIF(reset="zero"), ALIF(), CUBA(), LeakyIntegrator()], ids=str)
 def test_a_trained_parameter_may_need_more_and_one_that_is_not_trained_does_not(neuron):
     name = "kappa" if isinstance(neuron, LeakyIntegrator) else "beta"
