@@ -1,6 +1,6 @@
 """Renders the committed results of benchmarks: nobody types a number into the documentation.
 
-    python docs/results.py              writes docs/generated/benchmarks.md
+    python docs/results.py              writes docs/generated/benchmarks.md and kernels.md
 
 A file ``benchmarks/results/NAME.json`` says how it was made (``command``, ``commit``, ``versions``,
 ``cpu``, ``threads``, ``notes``) and holds ``rows`` (label, text columns, and ``metrics`` with n,
@@ -10,6 +10,7 @@ mean, sd, low, high) or ``results`` (by key: median, min, max, n).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,27 +27,93 @@ PERCENT = {
     "acc_task_agnostic": "ACC, task unknown %",
 }
 
+CASES = {
+    "step_b64": "training step",
+    "step_dense_hidden": "training step, denser spikes",
+    "step_b1": "training step, one sample",
+    "forward_b64": "pass",
+    "forward_b1": "pass, one sample",
+    "conv_step": "training step, convolutions",
+    "conv_forward": "pass, convolutions",
+}
+CONTESTANTS = {
+    "dense": "`dense`",
+    "event": "`auto`",
+    "lean": "`auto`, `lean`",
+    "plain": "plain loop",
+    "snntorch": "snnTorch",
+    "norse": "Norse",
+    "spikingjelly": "SpikingJelly",
+}
+NOT_ON_A_GPU = """Nothing has been measured on a GPU yet, and nothing has run on one: the `triton` kernels
+are tested in Triton's interpreter, and compiled without being launched; `CapturedStep` is tested
+with a recorder of operations in the place of CUDA. `python benchmarks/gpu_scan.py --write` measures
+where there is a GPU.
+"""
+
 NBSP = "\N{NO-BREAK SPACE}"
 
 
 def main(source: Path, folder: Path) -> None:
-    """Write ``benchmarks.md`` from all results in a folder; an empty page if there are none."""
+    """Write ``benchmarks.md`` from all results in a folder; an empty page if there are none.
+
+    ``kernels.md`` and ``kernels_gpu.md`` show two of the files in a form of their own.
+    """
     files = sorted(source.glob("*.json")) if source.is_dir() else []
     write(folder / "benchmarks.md", "\n".join(render(path) for path in files))
+    names = {path.name: path for path in files}
+    scan, gpu = names.get("scan.json"), names.get("gpu_scan.json")
+    write(folder / "kernels.md", render_scan(scan) if scan else "Nothing was measured.\n")
+    write(folder / "kernels_gpu.md", render(gpu, title=False) if gpu else NOT_ON_A_GPU)
 
 
-def render(path: Path) -> str:
+def render(path: Path, *, title: bool = True) -> str:
     """Return the section of one file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or not ("rows" in content or "results" in content):
             raise ValueError("it has neither 'rows' nor 'results'")
-        parts = [f"## {content.get('name', path.stem)}", notes(content)]
+        parts = [f"## {content.get('name', path.stem)}" if title else "", notes(content)]
         parts += [rows_table(content["rows"])] if content.get("rows") else []
         parts += [results_table(content["results"])] if content.get("results") else []
         return "\n\n".join(part for part in [*parts, origin(content)] if part) + "\n"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: cannot be shown: {error!r}") from error
+
+
+def render_scan(path: Path) -> str:
+    """Return the ratios of ``scan.json``, a row for each case, and the memory of a pass."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        rows: dict[str, dict[str, str]] = {}
+        for key, value in content["results"].items():
+            found = re.fullmatch(rf"(?:({'|'.join(CONTESTANTS)})_)?(.+)_over_gemm", key)
+            if found is None:
+                continue
+            own = "event" if found[2].startswith("conv") else "dense"  # by default, and asked for
+            low, high = (number(value[bound], 2) for bound in ("low", "high"))
+            text = f"{number(value['median'], 2)} ({low}{NBSP}to{NBSP}{high})"
+            rows.setdefault(found[2], {})[found[1] or own] = text
+        body = [
+            [CASES.get(case, f"`{case}`"), *(cells.get(who, "") for who in CONTESTANTS)]
+            for case, cells in sorted(rows.items(), key=lambda row: ranked(row[0], CASES))
+        ]
+        saved = content["saved_bytes"]
+        names = list(dict.fromkeys(name for by in saved.values() for name in by))
+        kept = [
+            [f"`{name}`", *(f"{by[name] / 1e6:.1f}" if name in by else "" for by in saved.values())]
+            for name in names
+        ]
+        times = markdown_table(["CPU time over the bound", *CONTESTANTS.values()], body)
+        memory = markdown_table(["kept for the backward pass, MB", *saved], kept)
+        return "\n\n".join((times, memory, origin(content))) + "\n"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: cannot be shown: {error!r}") from error
+
+
+def ranked(name: str, order: Mapping[str, str]) -> int:
+    """Return the place of a name in an order; what is not in it comes last."""
+    return list(order).index(name) if name in order else len(order)
 
 
 def notes(content: Mapping[str, Any]) -> str:
@@ -111,12 +178,14 @@ def number(value: Any, digits: int | None = None) -> str:
 
 def origin(content: Mapping[str, Any]) -> str:
     """Return how the numbers were made."""
-    versions = content.get("versions") or {}
-    if isinstance(versions, Mapping):
-        versions = ", ".join(f"{name} {version}" for name, version in versions.items())
+    listed = {}
+    for key in ("versions", "peers"):
+        given = content.get(key) or {}
+        mapping = isinstance(given, Mapping)
+        listed[key] = ", ".join(f"{k} {v}" for k, v in given.items()) if mapping else given
     facts = {
         "commit": content.get("commit"),
-        "versions": versions,
+        **listed,
         "CPU": content.get("cpu"),
         "threads": content.get("threads"),
     }

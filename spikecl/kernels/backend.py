@@ -28,7 +28,10 @@ class Backend(Protocol):
         out: Tensor,
         tape: Sequence[Tensor] | None,
     ) -> list[Tensor]:
-        """Fill ``out`` and the tape [T, B, *features]; return the state after the last step."""
+        """Fill ``out`` and the tape [T, B, *features]; return the state after the last step.
+
+        The given state, contiguous, may be overwritten.
+        """
         ...
 
     def backward(

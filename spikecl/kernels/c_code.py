@@ -115,7 +115,7 @@ class CBackend:
         tape: Sequence[Tensor] | None,
     ) -> list[Tensor]:
         """Fill ``out`` and the tape; return the state after the last step."""
-        after = [part.clone(memory_format=torch.contiguous_format) for part in state]
+        after = list(state)
         x, stride = _steps(x)
         call = _Call(program, parameters, x)
         function = call.library.forward if tape is None else call.library.forward_kept

@@ -239,7 +239,7 @@ def _index(columns: int) -> torch.dtype:
 
 
 @functools.cache
-def _library(dtype: torch.dtype, index: torch.dtype = torch.int32) -> ctypes.CDLL | None:
+def _library(dtype: torch.dtype, index: torch.dtype = torch.int16) -> ctypes.CDLL | None:
     if compiler.against() is not None or dtype not in REALS:
         return None
     names = {torch.int16: "int16_t", torch.int32: "int32_t"}

@@ -29,10 +29,12 @@ def generated(
     recurrence: Recurrence | None = None,
     memory: Memory = "full",
     overwrite: bool = False,
+    fresh: bool = False,
 ) -> tuple[Tensor, State]:
     """Run a neuron that has a program; see :func:`spikecl.kernels.scan`.
 
-    With ``overwrite`` the output takes the place of the input, which must not be looked at again.
+    With ``overwrite`` the output takes the place of the input, which must not be looked at again;
+    a ``fresh`` state is nobody else's.
     """
     inner: State = state
     last: Any = None
@@ -44,7 +46,7 @@ def generated(
     found = program(neuron, inner, trained=trained, memory=memory)
     assert found is not None
     weights = (None, None) if recurrence is None else recurrence
-    run = Run(found, backend, overwrite and x.is_contiguous())
+    run = Run(found, backend, overwrite and x.is_contiguous(), fresh)
     given = (x, *weights, last, *leaves(inner), *tensors)
     if grad and any([tensor is not None and tensor.requires_grad for tensor in given]):
         out, *after = _Scan.apply(run, *given)  # type: ignore[no-untyped-call]
@@ -57,11 +59,12 @@ def generated(
 
 
 class Run(NamedTuple):
-    """A program, what runs it, and whether its output takes the place of its input."""
+    """A program, what runs it, and whether its output and state may take the place of others."""
 
     program: Program
     backend: Backend
     overwrite: bool
+    fresh: bool
 
 
 def _forward(
@@ -74,11 +77,15 @@ def _forward(
     keep: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor] | None]:
     """Return the output, the state after the last step, and the tape."""
-    known, backend, overwrite = run
+    known, backend, overwrite, fresh = run
     states = len(known.before)
     after, parameters = list(tensors[:states]), tensors[states:]
-    out = torch.empty(0 if overwrite else x.shape, dtype=x.dtype, device=x.device)
-    if overwrite:  # the same memory, not a view: nothing of the input is left to be tracked
+    apart = len({part.data_ptr() for part in after}) == len(after)
+    if not (fresh and apart and all([part.is_contiguous() for part in after])):
+        after = [part.clone(memory_format=torch.contiguous_format) for part in after]
+    out = x if overwrite else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if overwrite and keep:  # the same memory, not a view: nothing of the input is to be tracked
+        out = torch.empty(0, dtype=x.dtype, device=x.device)
         out.set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
     tape = new_tape(known, x) if keep else None
     if weight is None:
@@ -117,7 +124,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        known, backend, _ = ctx.run
+        known, backend, *_ = ctx.run
         saved = ctx.saved_tensors
         tape, parameters, (weight, last, sent) = (
             saved[: ctx.slots],

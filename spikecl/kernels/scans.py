@@ -114,6 +114,7 @@ def scan(
     """
     if x.dim() < 2:
         raise UsageError(f"input has shape {tuple(x.shape)}; it must be [T, B, *features]")
+    fresh = state is None
     state = _start(x, state, neuron, recurrence, generator)
     inner = state if recurrence is None else state.neuron
     found = None if neuron.random else program(neuron, inner)
@@ -128,6 +129,7 @@ def scan(
         recurrence=recurrence,
         memory=kernels.memory,
         overwrite=overwrite,
+        fresh=fresh,
     )
 
 

@@ -174,17 +174,22 @@ class Network(nn.Module):
 
     def _check(self, x: Tensor, state: Mapping[str, State] | None, weight: Tensor) -> None:
         """Refuse input that no layer could take, and state of another network."""
-        what = f"input has shape {tuple(x.shape)}, {x.dtype}, on {x.device}"
         if x.dim() < 3 or not x.shape[0]:
-            raise UsageError(f"{what}; it must be [T, B, *features] with at least one step")
+            raise UsageError(
+                f"{_described(x)}; it must be [T, B, *features] with at least one step"
+            )
         if x.dtype != weight.dtype or x.device != weight.device:
             raise UsageError(
-                f"{what}; the network's weights are {weight.dtype} on {weight.device}; convert one"
+                f"{_described(x)}; the network's weights are {weight.dtype} on {weight.device}; "
+                "convert one"
             )
-        known = {f"{n}{tail}" for n, layer in self._plan for tail in ("", *_tails(layer))}
-        for path in () if state is None else state:
-            if path not in known:
-                raise UsageError(f"state for '{path}', which does not exist{suggest(path, known)}")
+        if state:
+            known = {f"{n}{tail}" for n, layer in self._plan for tail in ("", *_tails(layer))}
+            for path in state:
+                if path not in known:
+                    raise UsageError(
+                        f"state for '{path}', which does not exist{suggest(path, known)}"
+                    )
 
     @torch.no_grad()
     def record(
@@ -227,6 +232,10 @@ class Network(nn.Module):
             for name, found in trace.found.items()
         }
         return Recording(arrays)
+
+
+def _described(x: Tensor) -> str:
+    return f"input has shape {tuple(x.shape)}, {x.dtype}, on {x.device}"
 
 
 def _tails(layer: Layer) -> tuple[str, ...]:
@@ -290,7 +299,7 @@ def _drive(name: str, layer: Layer, x: Tensor, run: Pass, taps: dict[str, Tap] |
     weight, bias = _parameters(name, synapse, run)
     if taps is not None:
         weight, bias = weight.detach(), bias if bias is None else bias.detach()
-    held = layer.inputs == ("input",) and not layer.stages()
+    held = layer.inputs == ("input",) and not layer.before
     passing = held or (taps is None and not torch.is_grad_enabled())
     kept = synapse.keep(rows, run.kernels, passing=passing)
     current = synapse.product(rows, kept, weight, bias, run.kernels)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spikecl.components import component
+from spikecl.errors import KernelError
 from spikecl.kernels import Kernels, choose, compiler, reference, scan
 from spikecl.kernels.backend import TorchBackend
 from spikecl.kernels.c_code import CBackend
@@ -114,6 +115,7 @@ REFUSED = {
     "rounded": (lambda x, v, k: x.to(torch.float16) * v, ""),
     "either": (lambda x, v, k: ((x > 0) + (v > 0)) * x, ""),
     "and": (lambda x, v, k: ((x > 0) & (v > 0)) * x, "&"),
+    "unrounded": (lambda x, v, k: torch.addcmul(x, v, x), "torch.addcmul"),  # adds a whole product
 }
 
 
@@ -130,9 +132,20 @@ def test_what_is_refused_runs_by_the_reference():
     neuron = custom(lambda x, v, k: torch.tanh(v + x))()
     x = draw((4, 2, 3))
     assert choose(neuron, x).name == "reference"
-    assert "Written uses operations" in choose(neuron, x).reason
+    assert choose(neuron, x).reason == "Written has a step that no kernel can be generated from"
     out, _ = scan(x, None, neuron)
     assert torch.equal(out[0], torch.tanh(x[0]))
+
+
+@pytest.mark.parametrize("name", ["fused", "compiled", "inductor", "triton"])
+@pytest.mark.parametrize("why", ["unrounded", "tanh"])
+def test_no_kernel_by_name_takes_what_is_refused(name, why):
+    neuron = custom(REFUSED[why][0])()
+    for run in (choose, lambda neuron, x, kernels: scan(x, None, neuron, kernels=kernels)):
+        with pytest.raises(KernelError, match=f"'{name}' cannot run here: Written has a step"):
+            run(neuron, draw((4, 2, 3)), kernels=Kernels(scan=name))
+    out, _ = scan(x := draw((4, 2, 3)), None, neuron)
+    assert torch.equal(out, reference(x, None, neuron)[0])
 
 
 def test_models_that_draw_have_no_equations():
@@ -158,7 +171,6 @@ def test_models_with_other_inputs_have_no_program(neuron):
         (custom(lambda x, v, k: torch.erf(x) + v)(), False),
         (custom(lambda x, v, k: spike(v + x, Sigmoid()))(), True),  # exp backward alone
         (custom(lambda x, v, k: x.abs() / 3 + v)(), True),
-        (custom(lambda x, v, k: torch.addcmul(x, v, x))(), False),  # torch adds unrounded
     ],
 )
 def test_what_is_rounded_alike_everywhere(neuron, exact):
@@ -212,7 +224,6 @@ OPERATIONS = {
     "spike at": lambda x, v, k: spike(x - v, FastSigmoid(slope=2.0), strict=False) * x,
 }
 INEXACT = {
-    "addcmul": lambda x, v, k: torch.addcmul(x, v, x, value=-0.3),
     "exp": lambda x, v, k: torch.exp(-x.abs()) * v + (0.3 * x).exp(),
     "sigmoid": lambda x, v, k: torch.sigmoid(x * v) + v.sigmoid(),
 }

@@ -14,8 +14,17 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from spikecl.components import component
-from spikecl.errors import UsageError
-from spikecl.kernels import Kernels, Recurrence, RecurrentState, compiler, generated, scan
+from spikecl.errors import KernelError, UsageError
+from spikecl.kernels import (
+    Kernels,
+    Recurrence,
+    RecurrentState,
+    choose,
+    compiler,
+    generated,
+    reference,
+    scan,
+)
 from spikecl.kernels.program import program
 from spikecl.neurons import (
     ALIF,
@@ -326,19 +335,33 @@ def test_parameters_are_expanded_over_axes(kernel, shape):
     assert_twins(kernel, problem._replace(trained={"beta": beta}))
 
 
-@kernels
 @both_types
 @pytest.mark.parametrize("shape", [(), (5,)])
-def test_parameters_of_another_type_round_as_in_the_reference(kernel, dtype, shape):
-    """Torch computes ``1 - beta`` in the type of ``beta``."""
+@pytest.mark.parametrize("learns", [True, False])
+def test_parameters_of_another_type_run_by_the_reference(dtype, shape, learns):
+    """Torch computes ``1 - beta`` in the type of ``beta``; no kernel does that."""
     other = torch.float64 if dtype is torch.float32 else torch.float32
+    beta = torch.full(shape, 0.3123, dtype=other, requires_grad=learns)
+    neuron = PLIF(beta=0.6, v_th=0.4).bind({"beta": beta})
+    x = pose(FORMS["plif"], (30, 3, 5), dtype=dtype).x.requires_grad_()
     if shape and dtype is torch.float32:
         with pytest.raises(UsageError, match="convert one of them"):
-            scan(torch.zeros(2, 1, 5), None, LIF().bind({"beta": torch.full(shape, 0.8).double()}))
+            scan(x, None, neuron)
         return
-    problem = pose(FORMS["plif"], (30, 3, 5), dtype=dtype)
-    problem = problem._replace(trained={"beta": torch.full(shape, 0.3123, dtype=other)})
-    assert_twins(kernel, problem, 1e-4)
+    why = "PLIF has parameters of another type than the input"
+    assert choose(neuron, x) == ("reference", why)
+    for name in ("fused", "compiled", "inductor", "triton"):
+        with pytest.raises(KernelError, match=f"'{name}' cannot run here: {why}; these can: ref"):
+            scan(x, None, neuron, kernels=Kernels(scan=name))
+    found = []
+    for run in (scan, reference):
+        out, end = run(x, None, neuron)
+        assert "_Scan" not in out.grad_fn.name()
+        wanted = [x, beta] if learns else [x]
+        found.append((out, end.v, *torch.autograd.grad(total(out, end), wanted)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    same = PLIF(beta=0.6, v_th=0.4).bind({"beta": beta.detach().to(dtype)})
+    assert choose(same, x).name != "reference"
 
 
 # Surrogates

@@ -185,7 +185,8 @@ def test_surrogates(surrogate):
 @pytest.mark.parametrize("shape", [(), (7,), (1, 7)])
 def test_trained_parameters(shape, dtype):
     check(PLIF().bind({"beta": each(0.6, shape, dtype)}), dtype=dtype)
-    check(ALIF(v_th=0.4).bind({"beta": each(0.8, shape, dtype), "rho": each(0.7)}), dtype=dtype)
+    both = {"beta": each(0.8, shape, dtype), "rho": each(0.7, dtype=dtype)}
+    check(ALIF(v_th=0.4).bind(both), dtype=dtype)
     values = {"beta": 0.7, "v_th": 0.4, "v_reset": 0.1, "v_rest": 0.05}
     neuron = LIF(reset="value", detach_reset=False)
     check(neuron.bind({k: each(v, shape, dtype) for k, v in values.items()}), dtype=dtype)
