@@ -14,6 +14,7 @@ export MPLBACKEND = Agg
 $(STAMP): pyproject.toml hardware/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ./hardware -e '.[dev]'
+	$(BIN)/python -m spikecl.kernels
 	touch $@
 
 # The hardware distribution must do without torch: it also runs beside the board.

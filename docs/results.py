@@ -45,10 +45,10 @@ CONTESTANTS = {
     "norse": "Norse",
     "spikingjelly": "SpikingJelly",
 }
-NOT_ON_A_GPU = """Nothing has been measured on a GPU yet, and nothing has run on one: the `triton` kernels
-are tested in Triton's interpreter, and compiled without being launched; `CapturedStep` is tested
-with a recorder of operations in the place of CUDA. `python benchmarks/gpu_scan.py --write` measures
-where there is a GPU.
+NOT_ON_A_GPU = """Nothing has been measured on a GPU yet, and nothing has run on one: the `triton`
+kernels are tested in Triton's interpreter, and compiled without being launched; `CapturedStep` is
+tested with a recorder of operations in the place of CUDA. `python benchmarks/gpu_scan.py --write`
+measures where there is a GPU.
 """
 
 NBSP = "\N{NO-BREAK SPACE}"
@@ -98,15 +98,24 @@ def render_scan(path: Path) -> str:
             [CASES.get(case, f"`{case}`"), *(cells.get(who, "") for who in CONTESTANTS)]
             for case, cells in sorted(rows.items(), key=lambda row: ranked(row[0], CASES))
         ]
-        saved = content["saved_bytes"]
+        saved = content.get("saved_bytes", {})
         names = list(dict.fromkeys(name for by in saved.values() for name in by))
         kept = [
             [f"`{name}`", *(f"{by[name] / 1e6:.1f}" if name in by else "" for by in saved.values())]
             for name in names
         ]
+        active = [
+            f"`{name}` {', '.join(number(100 * part, 1) for part in found)}"
+            for name, found in content.get("densities", {}).items()
+        ]
+        densities = (
+            f"Active in % (input, then layer by layer): {'; '.join(active)}." if active else ""
+        )
         times = markdown_table(["CPU time over the bound", *CONTESTANTS.values()], body)
-        memory = markdown_table(["kept for the backward pass, MB", *saved], kept)
-        return "\n\n".join((times, memory, origin(content))) + "\n"
+        memory = markdown_table(["kept for the backward pass, MB", *saved], kept) if kept else ""
+        return (
+            "\n\n".join(part for part in (times, densities, memory, origin(content)) if part) + "\n"
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: cannot be shown: {error!r}") from error
 

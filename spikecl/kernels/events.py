@@ -25,7 +25,7 @@ from spikecl.kernels.c_code import REALS
 # What one value costs, relative to one multiplication of a dense product: of looking for events,
 # of adding a weight from a transposed matrix, of writing that matrix, of adding a weight from the
 # matrix as it is. Constants, so that a choice is reproducible.
-SEARCH, ADD, TURN, ADD_UNTURNED = 30.0, 2.0, 60.0, 7.0
+SEARCH, ADD, TURN, ADD_UNTURNED = 30.0, 3.0, 60.0, 7.0
 ADD_STOCK = 7.0  # adding a weight by torch.embedding_bag
 SMALLEST = 1 << 22  # multiplications; below, nothing is worth a look
 

@@ -1000,6 +1000,89 @@ def test_constants_of_other_libraries(kernel, neuron, dtype):
     assert_twins(kernel, pose(Form(neuron, 0.4, 0.9), (15, 2, 4), 3, dtype))
 
 
+# Memory that is used again
+
+
+@alone_or_not
+@kernels
+@pytest.mark.parametrize("learns", [True, False])
+def test_an_output_that_takes_the_place_of_the_input_is_the_same(form, recurrent, kernel, learns):
+    problem, found = pose(form, recurrent=recurrent), []
+    for overwrite in (False, True):
+        x = problem.x.clone().requires_grad_(learns)
+        current = 1.0 * x
+        place = current.data_ptr()
+        out, end = scan(
+            current,
+            problem.state,
+            form.neuron,
+            recurrence=problem.recurrence,
+            kernels=Kernels(scan=kernel),
+            overwrite=overwrite,
+        )
+        assert (out.data_ptr() == place) == overwrite
+        assert torch.equal(x, problem.x)
+        grad = torch.autograd.grad(total(out, end), x) if learns else ()
+        found.append((out.detach(), *leaves(end), *grad))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@kernels
+@pytest.mark.parametrize("lay", ["static", "turned", "strided"])
+def test_an_input_with_gaps_keeps_its_place(kernel, lay):
+    wide = draw((6, 4, 8), 1)
+    x = {"static": wide[:1].expand(6, 4, 8), "turned": wide.transpose(1, 2), "strided": wide[::2]}
+    x, before = x[lay], wide.clone()
+    out, end = scan(x, None, LIF(v_th=0.3), kernels=Kernels(scan=kernel), overwrite=True)
+    expected, last = reference(x, None, LIF(v_th=0.3))
+    assert torch.equal(wide, before)
+    assert torch.equal(out, expected)
+    assert torch.equal(end.v, last.v)
+
+
+@component
+class Squared(Neuron):
+    """A neuron of the user's whose derivative, and whose next step, need the input itself."""
+
+    def rest(self, x):
+        return LIFState(torch.zeros_like(x))
+
+    def advance(self, x, state, generator=None):
+        return x * x + 0.5 * state.v, LIFState(x)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the tape and the state are read after the output was written"
+)
+@kernels
+def test_a_neuron_that_keeps_its_input_is_the_same_too(kernel):
+    found = []
+    for overwrite in (False, True):
+        x = draw((5, 2, 3), 1).requires_grad_()
+        run = Kernels(scan=kernel)
+        out, end = scan(1.0 * x, None, Squared(), kernels=run, overwrite=overwrite)
+        found.append((out, end.v, *torch.autograd.grad(total(out, end), x)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@forms
+@kernels
+@pytest.mark.parametrize("lay", ["plain", "turned", "static"])
+def test_no_state_is_a_state_at_rest(form, kernel, lay):
+    """Parts of a state at rest may be one array, or one that is turned."""
+    x = pose(form, (6, 5, 5)).x
+    x = {"plain": x, "turned": x.transpose(1, 2), "static": x[:1].expand(6, 5, 5)}[lay]
+    rest = form.neuron.rest(x[0])
+    held = [part.clone() for part in leaves(rest)]
+    expected, last = reference(x, None, form.neuron)
+    for state in (None, rest):
+        out, end = scan(x, state, form.neuron, kernels=Kernels(scan=kernel))
+        assert torch.equal(out, expected)
+        assert all(torch.equal(a, b) for a, b in zip(leaves(end), leaves(last), strict=True))
+        assert len({part.data_ptr() for part in leaves(end)}) == len(leaves(end))
+    assert all(torch.equal(a, b) for a, b in zip(leaves(rest), held))
+
+
 @needs_compiler
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about torch
 def test_the_fused_form_through_torch_compile():
