@@ -61,8 +61,8 @@ class Plan(NamedTuple):
 PLANS = {
     "step_b64": Plan(21, 4, spikecl=("dense", "events", "lean")),
     "step_b64_dense_hidden": Plan(21, 3, only=("gemm", "snntorch")),
-    "step_b1": Plan(21, 4, repeats=11, warm=3),
-    "forward_b1": Plan(21, 4, repeats=21, warm=5),
+    "step_b1": Plan(21, 4, repeats=21, warm=5, spikecl=("default", "dense")),
+    "forward_b1": Plan(21, 4, repeats=101, warm=20, spikecl=("default", "dense")),
     "forward_b64": Plan(21, 3),
     "conv_step": Plan(15, 2, warm=0, spikecl=("default",)),
     "conv_forward": Plan(15, 0, warm=0, spikecl=("default",)),
@@ -221,8 +221,10 @@ def summarise(seconds: Seconds) -> Results:
     results: Results = {}
     for name, case in seconds.items():
         bound = case["gemm", ""]
-        keys = {"dense": "", "default": "", "events": "event_", "lean": "lean_"}
-        for variant in PLANS[name].spikecl:
+        variants = PLANS[name].spikecl
+        keys = {"default": "", "events": "event_", "lean": "lean_"}
+        keys["dense"] = "dense_" if "default" in variants else ""
+        for variant in variants:
             results[f"{keys[variant]}{name}_over_gemm"] = compare(case["spikecl", variant], bound)
         for peer in list(FRAMEWORKS)[1:]:
             if any(c[0] == peer for c in case):

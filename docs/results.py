@@ -90,7 +90,7 @@ def render_scan(path: Path) -> str:
             found = re.fullmatch(rf"(?:({'|'.join(CONTESTANTS)})_)?(.+)_over_gemm", key)
             if found is None:
                 continue
-            own = "event" if found[2].startswith("conv") else "dense"  # by default, and asked for
+            own = "dense" if f"event_{key}" in content["results"] else "event"  # no name: default
             low, high = (number(value[bound], 2) for bound in ("low", "high"))
             text = f"{number(value['median'], 2)} ({low}{NBSP}to{NBSP}{high})"
             rows.setdefault(found[2], {})[found[1] or own] = text
