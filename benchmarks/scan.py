@@ -74,6 +74,8 @@ class Worker:
 
     def __init__(self, name: str, problems: Path, python: str):
         one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        # for everybody what runs of spikecl ask glibc for (keep_freed_memory)
+        one |= {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
         self.process = subprocess.Popen(
             [python, __file__, "--worker", name, "--problems", str(problems)],
             stdin=subprocess.PIPE,

@@ -157,9 +157,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def choose_kernels(network: Any, variant: str) -> None:
     """Set what a variant is about."""
-    from spikecl.kernels import Kernels, keep_freed_memory
+    from spikecl.kernels import Kernels
 
-    keep_freed_memory()  # as every run does
     network.kernels = Kernels(**VARIANTS[variant])
 
 

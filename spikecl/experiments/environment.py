@@ -21,7 +21,7 @@ def describe(network: Network, batch: torch.Tensor, device: torch.device) -> dic
     """Return versions, machine and kernel plan."""
     from importlib.metadata import version
 
-    plans = explain(network, batch)
+    plans, auto = explain(network, batch), network.kernels.scan == "auto"
     return {
         "spikecl": version("spikecl"),
         "python": platform.python_version(),
@@ -34,7 +34,7 @@ def describe(network: Network, batch: torch.Tensor, device: torch.device) -> dic
         "device": _device_name(device),
         "kernels": {plan.layer: plan.kernel for plan in plans},
         "products": "torch" if compiler.against() else "compiled",
-        "fallbacks": [f"{plan.layer}: {plan.reason}" for plan in plans if plan.kernel == "fused"],
+        "fallbacks": [f"{p.layer}: {p.reason}" for p in plans if auto and p.kernel == "fused"],
     }
 
 

@@ -42,7 +42,8 @@ def keep(rows: Tensor, outputs: int, kernels: Kernels, *, passing: bool = False)
 def packed(x: Tensor, kernels: Kernels) -> Tensor | Bits:
     """Return an array as bits if it is one of spikes and large (or memory lean), else as it is."""
     x = x.detach()
-    if kernels.memory == "lean" or x.numel() >= LARGE:
+    large = x.numel() >= LARGE and x.device.type == "cpu"  # a look would stop a GPU
+    if large or kernels.memory == "lean":
         bits = bits_of(x)
         if bits is not None:
             return bits

@@ -27,8 +27,8 @@ from spikecl.networks import (
     SpikingResNet,
     explain,
     initialise,
-    network as module,
 )
+from spikecl.networks import network as module
 from spikecl.neurons import ALIF, CUBA, LIF, PLIF, LeakyIntegrator, Sigmoid, Smooth
 from spikecl.neurons.neuron import leaves
 from spikecl.seeds import Seeds
@@ -52,7 +52,9 @@ NETWORKS = {
     ),
     "mlp-delays": (SpikingMlp(hidden=(13, 11), neuron=QUICK, delay=2, axonal_delay=3), (9,)),
     "mlp-standardised": (
-        SpikingMlp(hidden=(13, 11), neuron=ALIF(v_th=0.3), learns=("beta", "rho"), standardise=True),
+        SpikingMlp(
+            hidden=(13, 11), neuron=ALIF(v_th=0.3), learns=("beta", "rho"), standardise=True
+        ),
         (9,),
     ),
     "mlp-heads": (
@@ -70,7 +72,9 @@ NETWORKS = {
     ),
     "recurrent-plain": (SpikingRecurrentNet(hidden=(12,), neuron=QUICK, excitatory=0.7), (9,)),
     "conv": (SpikingConvNet(**MAPS, hidden=(7,), bias=True, pool="average"), (10, 10, 2)),
-    "conv-norm": (SpikingConvNet(**MAPS, norm="batch", dropout=0.2, delay=1, hidden=(6,)), (10, 10)),
+    "conv-norm": (
+        SpikingConvNet(**MAPS, norm="batch", dropout=0.2, delay=1, hidden=(6,)), (10, 10)
+    ),
     "resnet": (SpikingResNet(width=3, blocks=(1, 1), neuron=PLIF(v_th=0.3)), (6, 5)),
     "resnet-plain": (SpikingResNet(width=3, blocks=(2,), neuron=QUICK, norm="none"), (6, 5, 2)),
 }  # fmt: skip
@@ -127,15 +131,10 @@ def solve(network, x, kernels, *, training=True, state=None):
     weights = {n: p for n, p in network.weights().items() if p.requires_grad}
     direct = torch.autograd.grad(loss_of(output.logits), list(weights.values()), allow_unused=True)
     found = {"logits": factors.logits, "again": output.logits.detach(), "steps": output.steps}
-    for part in ("state", "statistics"):
-        for k, (one, other) in enumerate(
-            zip(getattr(factors, part).items(), getattr(output, part).items(), strict=True)
-        ):
-            assert one[0] == other[0]
-            for j, tensor in enumerate(leaves(one[1]) if part == "state" else [one[1]]):
-                found[f"{part} {one[0]} {k} {j}"] = tensor
-            for j, tensor in enumerate(leaves(other[1]) if part == "state" else [other[1]]):
-                found[f"{part} {one[0]} {k} {j} again"] = tensor
+    for end, result in (("", factors), (" again", output)):
+        for path, part in result.state.items():
+            found |= {f"state {path} {k}{end}": t for k, t in enumerate(leaves(part))}
+        found |= {f"statistics {key}{end}": t for key, t in result.statistics.items()}
     for path, factor in factors.synapses.items():
         found |= {f"{path} {k}": getattr(factor, k) for k in ("x", "delta", "transmitted")}
     found |= {f"gradient {n}": g for n, g in gradients.items()}
@@ -146,6 +145,7 @@ def solve(network, x, kernels, *, training=True, state=None):
 
 
 def close(a, b, tight, name):
+    a, b = a.detach(), b.detach()
     scale = max(1.0, float(b.abs().max())) if b.numel() else 1.0
     torch.testing.assert_close(
         a, b, rtol=tight, atol=tight * scale, msg=lambda text: f"{name}: {text}"
@@ -205,7 +205,8 @@ def test_every_way_gives_the_same_from_a_state_and_outside_of_training(name):
     network, shape = build(name)
     x = input_of("spikes", shape, 2 * T)
     network.kernels = PLAIN
-    state = {k: v for k, v in network(x[:T]).state.items()}
+    with torch.no_grad():
+        state = network(x[:T]).state
     held = [part.clone() for k in state for part in leaves(state[k])]
     expected = solve(network, x[T:], PLAIN, training=False, state=state)
     fresh = solve(network, x[T:], PLAIN, training=False)
@@ -225,7 +226,8 @@ def test_the_problems_are_no_trivial_ones(name):
     network, shape = build(name)
     found = solve(network, input_of("spikes", shape), PLAIN)
     for key, tensor in found.items():
-        if key.startswith("gradient ") and "delay" not in key:
+        shifted = "everything" in name and key.endswith("bias") and "readout" not in key
+        if key.startswith("gradient ") and "delay" not in key and not shifted:  # by the norm
             assert bool(tensor.any()), key
         if key.endswith(" x") and "conv" not in key:
             assert 0.02 < float((tensor != 0).double().mean()) <= 1, key
@@ -239,7 +241,7 @@ def test_the_choice_by_density_is_a_choice(name, eager):
     network, shape = build(name)
     for kind, sparse in (("graded", False), ("spikes", True)):
         taps, _ = taps_of(network, input_of(kind, shape), Kernels(), training=True)
-        assert isinstance(taps["hidden1"].kept, Events) == (sparse and name != "recurrent")
+        assert isinstance(taps["hidden1"].kept, Events) == sparse
     kinds = {type(tap.kept) for tap in taps.values()}
     assert Events in kinds
 
@@ -277,6 +279,9 @@ def test_lean_memory_is_right_to_a_percent(name, synapse):
         )
 
 
+GRADED = ("mlp-everything", "mlp-delays")  # dropout scales spikes, a delay spreads them
+
+
 @networks
 def test_lean_memory_keeps_spikes_as_bits(name):
     network, shape = build(name)
@@ -290,7 +295,7 @@ def test_lean_memory_keeps_spikes_as_bits(name):
         kinds.add(type(tap.kept))
         first = path == next(iter(taps)) and not network.layers[path].before
         assert isinstance(tap.kept, Bits) == (spikes and not first), path  # held by the caller
-    assert Bits in kinds
+    assert (Bits in kinds) == (name not in GRADED)
 
 
 @networks
@@ -300,7 +305,8 @@ def test_large_spikes_are_kept_as_bits_of_their_own_accord(name, monkeypatch):
     expected = solve(network, x, PLAIN)
     monkeypatch.setattr(product, "LARGE", 1)
     kernels = Kernels(synapse="dense")
-    assert Bits in {type(tap.kept) for tap in taps_of(network, x, kernels)[0].values()}
+    found = {type(tap.kept) for tap in taps_of(network, x, kernels)[0].values()}
+    assert (Bits in found) == (name != "mlp-delays")
     assert_same(solve(network, x, kernels), expected)
 
 
@@ -430,7 +436,7 @@ def test_dense_spikes_lie_where_their_current_was(monkeypatch):
             network, input_of("spikes", shape), Kernels(scan="fused", synapse="dense")
         )
     first = StorageWeakRef(taps["hidden2"].kept.untyped_storage())
-    assert first == seen[0]
+    assert first.cdata == seen[0].cdata
 
 
 @networks
