@@ -119,3 +119,32 @@ def test_notebooks_are_stored_without_outputs():
         cells = json.loads(path.read_text("utf-8"))["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code"]
         assert not any(cell["outputs"] or cell["execution_count"] for cell in code), path.name
+
+
+def test_ratios_of_the_scans_stand_with_their_contestants(docs, tmp_path):
+    ratio = {"median": 0.5, "min": 0.4, "max": 0.6, "n": 9, "low": 0.45, "high": 0.55}
+    keys = {
+        "step_b64_over_gemm": 1.01,  # multiplies densely, since there is an event_ beside it
+        "event_step_b64_over_gemm": 0.52,
+        "snntorch_step_b64_over_gemm": 1.63,
+        "step_b1_over_gemm": 1.14,  # the default
+        "dense_step_b1_over_gemm": 1.25,
+        "snntorch_over_event_b64": 3.3,  # no ratio to the bound: not in this table
+    }
+    content = {
+        "results": {key: {**ratio, "median": median} for key, median in keys.items()},
+        "saved_bytes": {"T=25": {"spikecl_default": 6_800_000}},
+        "densities": {"mlp": [0.15, 0.02]},
+        "command": "python benchmarks/scan.py --write", "versions": {}, "cpu": "a", "threads": 1,
+    }  # fmt: skip
+    path = tmp_path / "scan.json"
+    path.write_text(json.dumps(content))
+    text = docs("results").render_scan(path)
+    header, _, *rows = [line for line in text.split("\n") if line.startswith("|")][:4]
+    columns = [cell.strip() for cell in header.split("|")[1:-1]]
+    table = [dict(zip(columns, (c.strip() for c in row.split("|")[1:-1]))) for row in rows]
+    assert [row[columns[0]] for row in table] == ["training step", "training step, one sample"]
+    assert [row["`dense`"][:4] for row in table] == ["1.01", "1.25"]
+    assert [row["`auto`"][:4] for row in table] == ["0.52", "1.14"]
+    assert table[0]["snnTorch"].startswith("1.63") and not table[1]["snnTorch"]
+    assert "3.3" not in text and "6.8" in text and "15" in text
