@@ -39,7 +39,10 @@ class Optimiser:
         for group, lr in zip(self._inner.param_groups, self._rates):
             group["lr"] = lr * share
         for name, parameter in self._parameters.items():
-            parameter.grad = gradients.get(name)
+            gradient = gradients.get(name)
+            if gradient is not None and gradient.stride() != parameter.stride():
+                gradient = torch.empty_like(parameter).copy_(gradient)  # as fused steps read them
+            parameter.grad = gradient
         self._inner.step()
         for parameter in self._parameters.values():
             parameter.grad = None

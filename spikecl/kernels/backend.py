@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from spikecl.errors import KernelError
 from spikecl.kernels.program import Program
 
 DTYPES = {"half": torch.bfloat16, "flag": torch.uint8}
@@ -48,6 +49,15 @@ class Backend(Protocol):
         Those of parameters are sums over time alone, [B, *features].
         """
         ...
+
+
+def refuse_second_derivatives() -> None:
+    """Stop a way back that is to be differentiated itself."""
+    if torch.is_grad_enabled():
+        raise KernelError(
+            "a second derivative was asked for (create_graph=True), and the fast kernels know the "
+            'first alone; use Kernels(scan="reference", synapse="dense")'
+        )
 
 
 def new_tape(program: Program, x: Tensor) -> list[Tensor]:
@@ -148,7 +158,7 @@ def _where(condition: Tensor, a: Any, b: Any) -> Tensor:
 
 
 def _spike(compare: Callable[[Tensor, Any], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda distance: compare(distance, 0).to(distance.dtype)
+    return lambda distance, *_: compare(distance, 0).to(distance.dtype)
 
 
 _OPERATIONS: Mapping[str, Callable[..., Any]] = {

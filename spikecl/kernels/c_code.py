@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from torch import Tensor
 from spikecl.kernels import compiler
 from spikecl.kernels.program import Program
 
-BLOCK = 256  # columns whose state stays in the first cache
+BLOCK = 4096  # columns whose state stays in the first cache
 SHARE = 1 << 18  # values that are worth a thread
 REALS = {torch.float32: "float", torch.float64: "double"}
 
@@ -166,6 +165,7 @@ class _Call:
     def __init__(self, program: Program, parameters: Sequence[Tensor], x: Tensor):
         scalars = tuple([p.numel() == 1 for p in parameters])
         self.library = _library(program, x.dtype, scalars)
+        self.numbers = program.numbers
         steps, batch, *cells = x.shape
         columns, rows = math.prod(cells), batch
         if all(scalars):  # nothing tells neurons apart
@@ -181,7 +181,7 @@ class _Call:
         """Call a function on all blocks of columns; big ones by as many threads as torch has."""
         steps, rows, columns = self.sizes
         blocks = rows * -(-columns // BLOCK)
-        given = (*self.sizes, stride, first, self.library.numbers, self.parameters, *rest)
+        given = (*self.sizes, stride, first, self.numbers, self.parameters, *rest)
         threads = min(blocks, steps * rows * columns // SHARE)
         if threads > 1:
             threads = min(threads, torch.get_num_threads())
@@ -204,17 +204,26 @@ _SIZE, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
 
 class _Library(NamedTuple):
-    """The functions of a compiled program, and its numbers."""
+    """The functions of a compiled program."""
 
     forward: Any
     forward_kept: Any
     backward: Any
-    numbers: Any
 
 
-@functools.cache
+_LIBRARIES: dict[tuple[str, torch.dtype, tuple[bool, ...]], _Library] = {}
+
+
 def _library(program: Program, dtype: torch.dtype, scalars: tuple[bool, ...]) -> _Library:
-    library = compiler.load(source(program, REALS[dtype], scalars))
+    """Return the compiled code of a program; those that differ in their numbers share it."""
+    at = program.key, dtype, scalars
+    if at not in _LIBRARIES:
+        _LIBRARIES[at] = _load(source(program, REALS[dtype], scalars))
+    return _LIBRARIES[at]
+
+
+def _load(code: str) -> _Library:
+    library = compiler.load(code)
 
     def function(name: str, pointers: int) -> Any:
         found = getattr(library, name)
@@ -222,10 +231,7 @@ def _library(program: Program, dtype: torch.dtype, scalars: tuple[bool, ...]) ->
         found.argtypes = [_SIZE] * 4 + [_POINTER] * pointers + [_SIZE] * 2
         return found
 
-    numbers = (ctypes.c_double * max(len(program.constants), 1))(*program.constants)
-    return _Library(
-        function("forward", 6), function("forward_kept", 6), function("backward", 7), numbers
-    )
+    return _Library(function("forward", 6), function("forward_kept", 6), function("backward", 7))
 
 
 def source(program: Program, real: str, scalars: tuple[bool, ...]) -> str:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -41,11 +42,14 @@ def folder() -> Path:
 
 @functools.cache
 def compiler() -> str | None:
-    """Return the path of the C compiler (``CC`` names another; empty is none)."""
+    """Return the command of the C compiler (``CC`` names another; empty is none)."""
     named = os.environ.get("CC")
-    if named is not None:
-        return shutil.which(named) if named else None
-    return next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
+    commands = ("cc", "gcc", "clang") if named is None else (named,)
+    for command in commands:
+        words = shlex.split(command)
+        if words and (path := shutil.which(words[0])):
+            return shlex.join([path, *words[1:]])
+    return None
 
 
 @functools.cache
@@ -64,7 +68,7 @@ def load(source: str) -> ctypes.CDLL:
         _build(found, source, path)
     try:
         return ctypes.CDLL(str(path))
-    except OSError:  # cut short
+    except OSError:  # empty, or made for another system
         _build(found, source, path)
     try:
         return ctypes.CDLL(str(path))
@@ -77,12 +81,14 @@ def _build(found: str, source: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             made = Path(scratch) / "kernel.so"
-            command = [found, *FLAGS, "-", "-o", str(made), "-lm"]
+            command = [*shlex.split(found), *FLAGS, "-", "-o", str(made), "-lm"]
             done = subprocess.run(
                 command, input=source, capture_output=True, text=True, check=False
             )
             if done.returncode:
                 raise UsageError(f"{found} failed: {done.stderr.strip()[:500]}")
+            with made.open("rb") as file:
+                os.fsync(file.fileno())  # a name must not outlive a crash without its content
             made.replace(path)
     except OSError as error:
         raise UsageError(f"compiled kernels cannot be kept in {path.parent}: {error}") from error

@@ -117,9 +117,11 @@ def read(neuron: Neuron, rest: State) -> Equations:
         with torch.enable_grad():
             start: Any = Symbol(graph, x)
             out, after = cast(Any, neuron.bind(symbols)).advance(start, state)
+        ends = tuple(symbol.real() for symbol in _symbols(after))
     except (UnreadableError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise UnreadableError(str(error)) from error
-    ends = tuple(symbol.real() for symbol in _symbols(after))
+    if len(ends) != len(before):
+        raise UnreadableError("a state that a step fills or empties")
     return Equations(graph, x, tuple(before), parameters, out.real(), ends)
 
 
@@ -249,13 +251,21 @@ class Symbol:
 
     add_, sub_, mul_, div_ = (_in_place(name) for name in ("add", "sub", "mul", "div"))
     neg_, exp_, square_ = (_in_place(name) for name in ("neg", "exp", "square"))
+    __iadd__, __isub__, __imul__, __itruediv__ = add_, sub_, mul_, div_
     reciprocal_, clamp_min_ = _in_place("reciprocal"), _in_place("clamp_min")
 
-    def spike(self, surrogate: Callable[[Any], Any], *, strict: bool) -> Symbol:
+    def spike(self, surrogate: Callable[[Any], Any], *, strict: bool, shift: Any = None) -> Symbol:
         """Fire where positive; the surrogate is kept for the derivative."""
-        spikes = self.graph.add("spike_gt" if strict else "spike_ge", self.real())
-        self.graph.surrogates[spikes] = surrogate(Symbol(self.graph, self.real())).real()
-        return Symbol(self.graph, spikes)
+        if shift is not None:
+            raise UnreadableError("a threshold that jitters")
+        op, distance = "spike_gt" if strict else "spike_ge", self.real()
+        psi = surrogate(Symbol(self.graph, distance)).real()
+        spikes = self.graph.add(op, distance)
+        if self.graph.surrogates.setdefault(spikes, psi) != psi:
+            spikes = self.graph.add(op, distance, psi)  # the same spikes, another derivative
+            self.graph.surrogates[spikes] = psi
+        made = Symbol(self.graph, spikes)
+        return made if torch.is_grad_enabled() else made.detach()
 
     @classmethod
     def __torch_function__(

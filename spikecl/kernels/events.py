@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from spikecl.errors import UsageError
 from spikecl.kernels import compiler
 from spikecl.kernels.c_code import REALS
 
@@ -177,6 +178,7 @@ def events_of(rows: Tensor) -> Events:
 
 def gather(events: Events, table: Tensor) -> Tensor:
     """Return ``out[r] = sum of value times table[column]`` over the events of each row [R, m]."""
+    _check(events, table, len(table))
     m = table.shape[1]
     table = table.contiguous()
     index = events.columns.dtype
@@ -198,8 +200,18 @@ def gather(events: Events, table: Tensor) -> Tensor:
     )
 
 
+def _check(events: Events, other: Tensor, columns: int) -> None:
+    """Refuse what C would read past its end."""
+    if other.dtype != events.dtype or columns != events.shape[1]:
+        raise UsageError(
+            f"rows of {events.shape[1]} inputs, {events.dtype}, meet {columns} inputs, "
+            f"{other.dtype}; give weights of the same size and type"
+        )
+
+
 def product(events: Events, weight: Tensor) -> Tensor:
     """Return the current ``x W^T`` [R, m] of the rows ``x`` of the events and a weight [m, n]."""
+    _check(events, weight, weight.shape[1])
     library = _library(events.dtype, events.columns.dtype) if weight.device.type == "cpu" else None
     few = (ADD_UNTURNED - ADD) * len(events.columns) <= TURN * events.shape[1]
     if library is None or not few or not weight.is_contiguous():
@@ -214,6 +226,9 @@ def product(events: Events, weight: Tensor) -> Tensor:
 
 def outer(events: Events, delta: Tensor) -> Tensor:
     """Return ``delta^T x`` [m, n] for the rows ``x`` of the events."""
+    _check(events, delta, events.shape[1])
+    if len(delta) != events.shape[0]:
+        raise UsageError(f"{len(delta)} rows of errors for {events.shape[0]} rows of events")
     if events.shape[0] < TURN:  # the matrix itself is more than its terms
         return delta.T @ events.dense()
     return turned(gather(events.transposed(), delta))

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from spikecl.kernels.backend import Backend, new_tape
+from spikecl.kernels.backend import Backend, new_tape, refuse_second_derivatives
 from spikecl.kernels.program import Memory, Program, program
 from spikecl.kernels.recurrence import Recurrence, RecurrentState
 from spikecl.neurons import Neuron, State
@@ -28,14 +27,8 @@ def generated(
     *,
     recurrence: Recurrence | None = None,
     memory: Memory = "full",
-    overwrite: bool = False,
-    fresh: bool = False,
 ) -> tuple[Tensor, State]:
-    """Run a neuron that has a program; see :func:`spikecl.kernels.scan`.
-
-    With ``overwrite`` the output takes the place of the input, which must not be looked at again;
-    a ``fresh`` state is nobody else's.
-    """
+    """Run a neuron that has a program; see :func:`spikecl.kernels.scan`."""
     inner: State = state
     last: Any = None
     if recurrence is not None:
@@ -46,7 +39,7 @@ def generated(
     found = program(neuron, inner, trained=trained, memory=memory)
     assert found is not None
     weights = (None, None) if recurrence is None else recurrence
-    run = Run(found, backend, overwrite and x.is_contiguous(), fresh)
+    run = Run(found, backend)
     given = (x, *weights, last, *leaves(inner), *tensors)
     if grad and any([tensor is not None and tensor.requires_grad for tensor in given]):
         out, *after = _Scan.apply(run, *given)  # type: ignore[no-untyped-call]
@@ -59,12 +52,10 @@ def generated(
 
 
 class Run(NamedTuple):
-    """A program, what runs it, and whether its output and state may take the place of others."""
+    """A program and what runs it."""
 
     program: Program
     backend: Backend
-    overwrite: bool
-    fresh: bool
 
 
 def _forward(
@@ -77,16 +68,11 @@ def _forward(
     keep: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor] | None]:
     """Return the output, the state after the last step, and the tape."""
-    known, backend, overwrite, fresh = run
+    known, backend = run
     states = len(known.before)
     after, parameters = list(tensors[:states]), tensors[states:]
-    apart = len({part.data_ptr() for part in after}) == len(after)
-    if not (fresh and apart and all([part.is_contiguous() for part in after])):
-        after = [part.clone(memory_format=torch.contiguous_format) for part in after]
-    out = x if overwrite else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if overwrite and keep:  # the same memory, not a view: nothing of the input is to be tracked
-        out = torch.empty(0, dtype=x.dtype, device=x.device)
-        out.set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+    after = [part.clone(memory_format=torch.contiguous_format) for part in after]
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     tape = new_tape(known, x) if keep else None
     if weight is None:
         return out, backend.forward(known, x, after, parameters, out, tape), tape
@@ -122,9 +108,9 @@ class _Scan(torch.autograd.Function):
         return out, *after
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        known, backend, *_ = ctx.run
+        refuse_second_derivatives()
+        known, backend = ctx.run
         saved = ctx.saved_tensors
         tape, parameters, (weight, last, sent) = (
             saved[: ctx.slots],

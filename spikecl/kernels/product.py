@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from spikecl.errors import KernelError
+from spikecl.kernels.backend import refuse_second_derivatives
 from spikecl.kernels.c_code import REALS
 from spikecl.kernels.events import Bits, Events, bits_of, events_of, is_worth, outer, product
 from spikecl.kernels.options import Kernels
@@ -100,8 +100,8 @@ class _Product(torch.autograd.Function):
         return current if bias is None else current.add_(bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives()
         (weight,) = ctx.saved_tensors
         delta = grads[0].contiguous()
         g_rows = delta @ weight if ctx.needs_input_grad[0] else None

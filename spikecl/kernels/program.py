@@ -11,6 +11,7 @@ memory from which everything the adjoints ask for can be computed again.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import itertools
@@ -87,6 +88,11 @@ class Program:
     exact: bool
 
     @functools.cached_property
+    def numbers(self) -> ctypes.Array[ctypes.c_double]:
+        """The constants in the form that C takes."""
+        return (ctypes.c_double * max(len(self.constants), 1))(*self.constants)
+
+    @functools.cached_property
     def key(self) -> str:
         """A name for the structure, the numbers aside."""
         structure = [getattr(self, f.name) for f in fields(self) if f.name != "constants"]
@@ -110,7 +116,9 @@ def program(
         last = _LAST.get((id(neuron), memory))
         if last is not None and last[0] is neuron:
             return last[1]
-    names = (field.name for field in fields(neuron))  # type: ignore[arg-type]
+    names = [field.name for field in fields(neuron)]  # type: ignore[arg-type]
+    if set(getattr(neuron, "__dict__", ())) - set(names):
+        return None  # what is no parameter would be forgotten
     values = (None if name in tensors else getattr(neuron, name) for name in names)
     at = (type(neuron), *values, tensors, trained, memory)
     try:

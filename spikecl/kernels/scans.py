@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from spikecl.errors import KernelError, UsageError
 from spikecl.kernels import c_code, inductor, triton_code
@@ -17,7 +18,7 @@ from spikecl.kernels.options import AUTO, Kernels
 from spikecl.kernels.program import Program, program
 from spikecl.kernels.recurrence import Recurrence, RecurrentState
 from spikecl.neurons import Neuron, State
-from spikecl.neurons.neuron import check_like, checked_state, tensors_of
+from spikecl.neurons.neuron import check_like, checked_state, leaves, tensors_of
 
 
 class Kernel(NamedTuple):
@@ -41,14 +42,23 @@ def choose(neuron: Neuron, x: Tensor, *, kernels: Kernels = AUTO) -> Kernel:
     Raises:
         KernelError: The kernel that ``kernels`` names cannot run here.
     """
-    found = None if neuron.random else program(neuron, neuron.rest(x.new_zeros(x.shape[1:])))
-    return _kernel(neuron, found, x, kernels)
+    rest = neuron.rest(x.new_zeros(x.shape[1:]))
+    found = None if neuron.random else program(neuron, rest)
+    return _kernel(neuron, found, x, rest, kernels)
 
 
-def _kernel(neuron: Neuron, found: Program | None, x: Tensor, kernels: Kernels) -> Kernel:
-    against = None if found is not None and found.exact else _unfit(neuron, found)
-    if any(getattr(neuron, name).dtype != x.dtype for name in tensors_of(neuron)):
+def _kernel(
+    neuron: Neuron, found: Program | None, x: Tensor, state: State, kernels: Kernels
+) -> Kernel:
+    against = None
+    if found is None or not found.exact:
+        against = _unfit(neuron, found)
+    elif any([part.dtype != x.dtype or part.shape != x.shape[1:] for part in leaves(state)]):
+        against = f"{type(neuron).__name__} has a state of another type or shape than the input"
+    elif any([getattr(neuron, name).dtype != x.dtype for name in tensors_of(neuron)]):
         against = f"{type(neuron).__name__} has parameters of another type than the input"
+    elif forward_ad._current_level >= 0:
+        against = "derivatives are taken forward, which the reference alone can do"
     return _choose(against, x.dtype, x.device.type, kernels.scan)
 
 
@@ -92,7 +102,6 @@ def scan(
     recurrence: Recurrence | None = None,
     generator: torch.Generator | None = None,
     kernels: Kernels = AUTO,
-    overwrite: bool = False,
 ) -> tuple[Tensor, State]:
     """Run a layer of neurons over an input current.
 
@@ -103,7 +112,6 @@ def scan(
         recurrence: Synapses of the layer onto itself; the state is then a :class:`RecurrentState`.
         generator: Where noise and escape firing draw from.
         kernels: Which kernel computes it.
-        overwrite: The caller needs the input no more, the output may take its memory.
 
     Returns:
         Output [T, B, *features] (spikes, for most models) and the state after the last step.
@@ -114,11 +122,10 @@ def scan(
     """
     if x.dim() < 2:
         raise UsageError(f"input has shape {tuple(x.shape)}; it must be [T, B, *features]")
-    fresh = state is None
     state = _start(x, state, neuron, recurrence, generator)
     inner = state if recurrence is None else state.neuron
     found = None if neuron.random else program(neuron, inner)
-    name = _kernel(neuron, found, x, kernels).name
+    name = _kernel(neuron, found, x, inner, kernels).name
     if name == "reference" or not x.numel():
         return reference(x, state, neuron, recurrence=recurrence, generator=generator)
     return generated(
@@ -128,8 +135,6 @@ def scan(
         BACKENDS[name],
         recurrence=recurrence,
         memory=kernels.memory,
-        overwrite=overwrite,
-        fresh=fresh,
     )
 
 

@@ -64,9 +64,10 @@ class ConvFactor:
     def gradient(self) -> Tensor:
         """Return the gradient of the weight as rows [C_out, C k k]."""
         kernel, stride, padding = self.geometry
-        shape = (self.errors.shape[1], self.maps.shape[1], kernel, kernel)
+        maps = self.maps
+        shape = (self.errors.shape[1], maps.shape[1], kernel, kernel)
         gradient: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
-            self.maps, shape, self.errors, stride=stride, padding=padding
+            maps, shape, self.errors, stride=stride, padding=padding
         )
         return gradient.flatten(1)
 

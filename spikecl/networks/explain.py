@@ -49,7 +49,8 @@ def explain(network: Network, batch: Tensor) -> list[Plan]:
     """
     taps: dict[str, Tap] = {}
     generator = torch.Generator() if network.is_random else None
-    network(batch, taps=taps, generator=generator)
+    with torch.enable_grad():
+        network(batch, taps=taps, generator=generator)
     plans = []
     for name, module in network.layers.items():
         layer, tap = cast(Layer, module), taps[name]

@@ -183,6 +183,11 @@ class Network(nn.Module):
                 f"{_described(x)}; the network's weights are {weight.dtype} on {weight.device}; "
                 "convert one"
             )
+        for name, layer in self._plan:
+            if self.layers[name] is not layer or layer.synapse is not self._synapses[name]:
+                raise UsageError(
+                    f"layer '{name}' was replaced after the network was built; build a new Network"
+                )
         if state:
             known = {f"{n}{tail}" for n, layer in self._plan for tail in ("", *_tails(layer))}
             for path in state:
@@ -353,7 +358,6 @@ def _fire(
         generator=run.generator,
         trace=trace,
         kernels=run.kernels,
-        overwrite=layer.norm is None and not layer.currents,  # the product's own output
     )
     if after != ():
         run.after[name] = after

@@ -83,7 +83,6 @@ def run_cells(
     generator: torch.Generator | None,
     trace: Trace | None,
     kernels: Kernels,
-    overwrite: bool,
 ) -> tuple[Tensor, State]:
     """Scan a layer; where it is watched, one step at a time."""
     if trace is None or name not in trace.layers or not len(x):

@@ -274,5 +274,5 @@ def spike(
     if isinstance(surrogate, Smooth):
         return surrogate.primitive(x)
     if not isinstance(x, Tensor):  # a kernel reads the equations
-        return x.spike(surrogate, strict=strict)  # type: ignore[no-any-return]
+        return x.spike(surrogate, strict=strict, shift=shift)  # type: ignore[no-any-return]
     return _Spike.apply(x, surrogate, strict, shift)  # type: ignore[no-any-return, no-untyped-call]

@@ -1027,6 +1027,36 @@ def test_an_output_that_takes_the_place_of_the_input_is_the_same(form, recurrent
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+TOO_LATE = pytest.mark.xfail(
+    strict=True, reason="tape and state are read off the input after the output was written there"
+)
+NEEDS_INPUT = ("lif-zero", "plif", "leaky_integrator", "izhikevich")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=TOO_LATE if name in NEEDS_INPUT else ())
+        for name, form in FORMS.items()
+        if ranges(type(form.neuron))
+    ],
+)
+@kernels
+def test_an_output_in_the_place_of_an_input_that_a_gradient_needs(name, kernel):
+    """Of a trained parameter that the input is multiplied with."""
+    form, found = FORMS[name], []
+    problem = pose(form)
+    made, trained = tensors(form.neuron, "each trained", (5,))
+    for overwrite in (False, True):
+        at = [made[n].clone().requires_grad_() for n in trained]
+        x = problem.x.clone().requires_grad_()
+        neuron, run = form.neuron.bind(dict(zip(trained, at))), Kernels(scan=kernel)
+        out, end = scan(1.0 * x, problem.state, neuron, kernels=run, overwrite=overwrite)
+        grads = torch.autograd.grad(total(out, end), [x, *at], allow_unused=True)
+        found.append((out.detach(), *leaves(end), *(g for g in grads if g is not None)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 @kernels
 @pytest.mark.parametrize("lay", ["static", "turned", "strided"])
 def test_an_input_with_gaps_keeps_its_place(kernel, lay):
@@ -1051,9 +1081,7 @@ class Squared(Neuron):
         return x * x + 0.5 * state.v, LIFState(x)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the tape and the state are read after the output was written"
-)
+@TOO_LATE
 @kernels
 def test_a_neuron_that_keeps_its_input_is_the_same_too(kernel):
     found = []

