@@ -16,10 +16,10 @@ CASES = [
         Sgd(lr=0.05, momentum=0.5, weight_decay=0.1),
         lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.5, weight_decay=0.1),
     ),
-    (Adam(lr=0.01), lambda p: torch.optim.Adam(p, lr=0.01)),
+    (Adam(lr=0.01), lambda p: torch.optim.Adam(p, lr=0.01, fused=True)),
     (
         Adam(lr=0.01, beta1=0.5, beta2=0.7, weight_decay=0.1),
-        lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.5, 0.7), weight_decay=0.1),
+        lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.5, 0.7), weight_decay=0.1, fused=True),
     ),
 ]
 SPECS = [spec for spec, _ in CASES]

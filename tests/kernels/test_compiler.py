@@ -101,7 +101,7 @@ def test_other_flags_another_compiler_and_another_processor_are_other_files(plac
 def test_a_neuron_is_compiled_once_whatever_its_numbers(place):
     from spikecl.kernels import c_code
 
-    c_code._library.cache_clear()
+    c_code._LIBRARIES.clear()
     for neuron in (LIF(beta=0.51), LIF(beta=0.52, v_th=0.7)):
         scan(X, None, neuron, kernels=Kernels(scan="compiled"))
         scan(X[:, :, :1].expand(-1, 4, 300), None, neuron, kernels=Kernels(scan="compiled"))

@@ -323,6 +323,12 @@ def test_what_is_graded_anywhere_has_no_bits(way, dtype, at):
 
 
 @types
+@pytest.mark.parametrize("value", [0.5, 2.0, -1.0, NAN])
+def test_a_single_graded_value_has_no_bits(way, dtype, value):
+    assert bits_of(torch.full((1,), value, dtype=dtype)) is None
+
+
+@types
 def test_bits_keep_a_shape(way, dtype):
     x = (draw(3, 2, 5, 7, dtype=dtype) > 0).to(dtype)
     assert bits_of(x).dense().shape == x.shape

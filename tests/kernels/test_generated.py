@@ -600,9 +600,8 @@ def test_a_second_backward_is_equal_and_a_second_derivative_refused(kernel):
     first = torch.autograd.grad(loss, (x, beta), retain_graph=True)
     second = torch.autograd.grad(loss, (x, beta), retain_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(first, second))
-    (grad,) = torch.autograd.grad(loss, x, create_graph=True)
-    with pytest.raises(RuntimeError):
-        torch.autograd.grad(grad.sum(), beta)
+    with pytest.raises(KernelError, match="second derivative"):
+        torch.autograd.grad(loss, x, create_graph=True)
     torch.autograd.grad(loss, x)
     with pytest.raises(RuntimeError, match="second time"):
         torch.autograd.grad(loss, x)
@@ -1000,76 +999,6 @@ def test_constants_of_other_libraries(kernel, neuron, dtype):
     assert_twins(kernel, pose(Form(neuron, 0.4, 0.9), (15, 2, 4), 3, dtype))
 
 
-# Memory that is used again
-
-
-@alone_or_not
-@kernels
-@pytest.mark.parametrize("learns", [True, False])
-def test_an_output_that_takes_the_place_of_the_input_is_the_same(form, recurrent, kernel, learns):
-    problem, found = pose(form, recurrent=recurrent), []
-    for overwrite in (False, True):
-        x = problem.x.clone().requires_grad_(learns)
-        current = 1.0 * x
-        place = current.data_ptr()
-        out, end = scan(
-            current,
-            problem.state,
-            form.neuron,
-            recurrence=problem.recurrence,
-            kernels=Kernels(scan=kernel),
-            overwrite=overwrite,
-        )
-        assert (out.data_ptr() == place) == overwrite
-        assert torch.equal(x, problem.x)
-        grad = torch.autograd.grad(total(out, end), x) if learns else ()
-        found.append((out.detach(), *leaves(end), *grad))
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-
-
-TOO_LATE = pytest.mark.xfail(
-    strict=True, reason="tape and state are read off the input after the output was written there"
-)
-NEEDS_INPUT = ("lif-zero", "plif", "leaky_integrator", "izhikevich")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=TOO_LATE if name in NEEDS_INPUT else ())
-        for name, form in FORMS.items()
-        if ranges(type(form.neuron))
-    ],
-)
-@kernels
-def test_an_output_in_the_place_of_an_input_that_a_gradient_needs(name, kernel):
-    """Of a trained parameter that the input is multiplied with."""
-    form, found = FORMS[name], []
-    problem = pose(form)
-    made, trained = tensors(form.neuron, "each trained", (5,))
-    for overwrite in (False, True):
-        at = [made[n].clone().requires_grad_() for n in trained]
-        x = problem.x.clone().requires_grad_()
-        neuron, run = form.neuron.bind(dict(zip(trained, at))), Kernels(scan=kernel)
-        out, end = scan(1.0 * x, problem.state, neuron, kernels=run, overwrite=overwrite)
-        grads = torch.autograd.grad(total(out, end), [x, *at], allow_unused=True)
-        found.append((out.detach(), *leaves(end), *(g for g in grads if g is not None)))
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-
-
-@kernels
-@pytest.mark.parametrize("lay", ["static", "turned", "strided"])
-def test_an_input_with_gaps_keeps_its_place(kernel, lay):
-    wide = draw((6, 4, 8), 1)
-    x = {"static": wide[:1].expand(6, 4, 8), "turned": wide.transpose(1, 2), "strided": wide[::2]}
-    x, before = x[lay], wide.clone()
-    out, end = scan(x, None, LIF(v_th=0.3), kernels=Kernels(scan=kernel), overwrite=True)
-    expected, last = reference(x, None, LIF(v_th=0.3))
-    assert torch.equal(wide, before)
-    assert torch.equal(out, expected)
-    assert torch.equal(end.v, last.v)
-
-
 @component
 class Squared(Neuron):
     """A neuron of the user's whose derivative, and whose next step, need the input itself."""
@@ -1081,16 +1010,15 @@ class Squared(Neuron):
         return x * x + 0.5 * state.v, LIFState(x)
 
 
-@TOO_LATE
 @kernels
 def test_a_neuron_that_keeps_its_input_is_the_same_too(kernel):
     found = []
-    for overwrite in (False, True):
+    for run in (Kernels(scan=kernel), Kernels(scan="reference")):
         x = draw((5, 2, 3), 1).requires_grad_()
-        run = Kernels(scan=kernel)
-        out, end = scan(1.0 * x, None, Squared(), kernels=run, overwrite=overwrite)
+        out, end = scan(1.0 * x, None, Squared(), kernels=run)
         found.append((out, end.v, *torch.autograd.grad(total(out, end), x)))
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 @forms

@@ -433,20 +433,6 @@ def test_a_tap_alone_holds_its_rows_and_nothing_else(monkeypatch):
         assert len(places) == len(taps)
 
 
-@pytest.mark.xfail(strict=True, reason="run_cells does not pass overwrite on to the scan")
-def test_dense_spikes_lie_where_their_current_was(monkeypatch):
-    """One array a layer, not two; without a norm."""
-    network, shape = build("mlp")
-    with currents_watched(monkeypatch) as seen:
-        taps, output = taps_of(
-            network, input_of("spikes", shape), Kernels(scan="fused", synapse="dense")
-        )
-    assert output.logits.requires_grad
-    first = taps["hidden2"].kept.untyped_storage()
-    assert StorageWeakRef(first).cdata == seen[0].cdata
-    assert first.nbytes() == T * B * 13 * 8
-
-
 @networks
 @pytest.mark.parametrize(
     "kernels",
@@ -489,7 +475,7 @@ def test_the_rows_of_recurrent_synapses_are_the_spikes_one_step_earlier(synapse,
     assert torch.equal(taps["hidden1.recurrent"].rows.view(T - 2, B, -1), spikes[1:-1])
 
 
-# Nobody sees memory that is used again
+# Nobody sees how it is done
 
 EVERY = [
     pytest.param(
@@ -548,7 +534,7 @@ def test_an_input_that_learns_is_left_alone(name, kernels):
 @networks
 @every_kernel
 def test_what_is_recorded_is_what_happened(name, kernels):
-    """Of all layers, and of one while the others take the place of their input."""
+    """Of all layers, step by step, and of one while the others run in one go."""
     network, shape = build(name)
     x = input_of("spikes", shape)
     network.kernels = PLAIN
