@@ -8,8 +8,10 @@ description can be used in many runs.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import json
+import re
 from collections.abc import Mapping
 from typing import (
     Annotated,
@@ -167,7 +169,10 @@ def _explain_one(item: dict[str, Any], where: str, cls: type[Any]) -> str:
     if item["type"] in ("missing", "missing_argument"):
         return f"{path} is missing; give it a value"
     message = item["msg"][0].lower() + item["msg"][1:]
-    return f"{path}: got {item['input']!r}; {message}"
+    names = re.findall("'([^']+)'", str(item.get("ctx", {}).get("expected", "")))
+    close = difflib.get_close_matches(str(item["input"]), names, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return f"{path}: got {item['input']!r}; {message}{hint}"
 
 
 def _owner(cls: type[Any], path: tuple[object, ...]) -> type[Any]:

@@ -87,6 +87,8 @@ def test_every_section_of_a_file(tmp_path):
         [checkpoint]
         every_steps = 13
         keep = 5
+        [kernels]
+        scan = "fused"
         [method]
         name = "hlop"
         [method.hlop]
