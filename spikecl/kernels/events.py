@@ -26,7 +26,7 @@ from spikecl.kernels.c_code import REALS
 # What one value costs, relative to one multiplication of a dense product: of looking for events,
 # of adding a weight from a transposed matrix, of writing that matrix, of adding a weight from the
 # matrix as it is. Constants, so that a choice is reproducible.
-SEARCH, ADD, TURN, ADD_UNTURNED = 30.0, 3.0, 60.0, 7.0
+SEARCH, ADD, TURN, ADD_UNTURNED = 30.0, 3.0, 10.0, 7.0
 ADD_STOCK = 7.0  # adding a weight by torch.embedding_bag
 SMALLEST = 1 << 22  # multiplications; below, nothing is worth a look
 
@@ -229,7 +229,7 @@ def outer(events: Events, delta: Tensor) -> Tensor:
     _check(events, delta, events.shape[1])
     if len(delta) != events.shape[0]:
         raise UsageError(f"{len(delta)} rows of errors for {events.shape[0]} rows of events")
-    if events.shape[0] < TURN:  # the matrix itself is more than its terms
+    if events.shape[0] < 2 * TURN:  # the matrix itself is more than its terms
         return delta.T @ events.dense()
     return turned(gather(events.transposed(), delta))
 
@@ -363,13 +363,43 @@ void unpack(int64_t size, const uint8_t *restrict bits, R *restrict x) {
   for (int64_t i = 8 * whole; i < size; i++) x[i] = (R)((bits[i / 8] >> (i % 8)) & 1);
 }
 
-void turn(int64_t rows, int64_t n, const R *restrict x, R *restrict out) {
-  for (int64_t i0 = 0; i0 < rows; i0 += 16)
-    for (int64_t j0 = 0; j0 < n; j0 += 16) {
-      const int64_t i1 = rows - i0 < 16 ? rows : i0 + 16, j1 = n - j0 < 16 ? n : j0 + 16;
-      for (int64_t j = j0; j < j1; j++)
-        for (int64_t i = i0; i < i1; i++) out[j * rows + i] = x[i * n + j];
+/* 8 x 8 values turned in registers: pairs, then pairs of pairs, then halves */
+typedef R V8 __attribute__((vector_size(8 * sizeof(R)), aligned(sizeof(R))));
+static inline void tile(const R *x, int64_t n, R *out, int64_t rows) {
+#if defined(__clang__) || __GNUC__ >= 12
+#define MIX __builtin_shufflevector
+  V8 a[8], b[8];
+  for (int i = 0; i < 8; i++) a[i] = *(const V8 *)(x + i * n);
+  for (int i = 0; i < 8; i += 2) {
+    b[i] = MIX(a[i], a[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+    b[i + 1] = MIX(a[i], a[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int k = i; k < i + 2; k++) {
+      a[k] = MIX(b[k], b[k + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+      a[k + 2] = MIX(b[k], b[k + 2], 2, 3, 10, 11, 6, 7, 14, 15);
     }
+  for (int k = 0; k < 4; k++) {
+    b[k] = MIX(a[k], a[k + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    b[k + 4] = MIX(a[k], a[k + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+  for (int i = 0; i < 8; i++) *(V8 *)(out + i * rows) = b[i];
+#else
+  for (int j = 0; j < 8; j++)
+    for (int i = 0; i < 8; i++) out[j * rows + i] = x[i * n + j];
+#endif
+}
+
+void turn(int64_t rows, int64_t n, const R *restrict x, R *restrict out) {
+  int64_t j = 0;
+  for (; j + 8 <= n; j += 8) {
+    int64_t i = 0;
+    for (; i + 8 <= rows; i += 8) tile(x + i * n + j, n, out + j * rows + i, rows);
+    for (; i < rows; i++)
+      for (int64_t c = j; c < j + 8; c++) out[c * rows + i] = x[i * n + c];
+  }
+  for (; j < n; j++)
+    for (int64_t i = 0; i < rows; i++) out[j * rows + i] = x[i * n + j];
 }
 
 /* eight outputs at a time, from the weights as they are */

@@ -57,6 +57,8 @@ class Synapse(nn.Module):
     @property
     def inputs(self) -> int:
         """Number of inputs, or channels, that a row has."""
+        if not self.maps:
+            return self.weight.shape[1]
         windows = [each.longest + 1 for each in self.maps if isinstance(each, SynapticDelays)]
         return self.weight.shape[1] * math.prod(windows)
 

@@ -175,7 +175,7 @@ def test_more_rows_than_a_small_index_counts(way, dtype):
 
 def few_and_many(dtype):
     """Return events of which the product turns the weights, and of which it does not."""
-    found = events_of(rows_of(40, 64, "some", dtype)), events_of(rows_of(1024, 64, "all", dtype))
+    found = events_of(rows_of(4, 64, "some", dtype)), events_of(rows_of(1024, 64, "all", dtype))
     border = events.TURN * 64 / (events.ADD_UNTURNED - events.ADD)
     assert len(found[0].columns) <= border < len(found[1].columns)
     return found
