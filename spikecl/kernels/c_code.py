@@ -33,15 +33,15 @@ static inline R from_half(uint16_t half) {{
   return (R)f;
 }}
 /* e^x to the last digits in a form that vectorises: x = k ln 2 + r, a Taylor series in r */
-static inline R exponential(R x) {{
-  x = x < (R)-{limit} ? (R)-{limit} : x > (R){limit} ? (R){limit} : x;
+static inline R exponential(R given) {{
+  const R x = given < (R)-{limit} ? (R)-{limit} : given > (R){limit} ? (R){limit} : given;
   const R k = {round}(x * (R)1.4426950408889634);
   const R r = (x - k * (R){high}) - k * (R){low};
   R sum = 1;
   {series}
   {bits} scale = ({bits})((int{size}_t)k + {bias}) << {mantissa};
   R power; memcpy(&power, &scale, sizeof power);
-  return sum * power;
+  return given < (R)-{limit} ? (R)0 : given > (R){limit} ? (R)INFINITY : sum * power;
 }}
 """
 
@@ -52,12 +52,12 @@ def _series(terms: int) -> str:
 
 _EXPONENTIAL = {
     "float": {
-        "limit": 87, "round": "rintf", "high": 0.693359375, "low": -2.12194440e-4, "size": 32,
+        "limit": 88, "round": "rintf", "high": 0.693359375, "low": -2.12194440e-4, "size": 32,
         "bits": "uint32_t", "bias": 127, "mantissa": 23,
         "series": _series(7),
     },
     "double": {
-        "limit": 708, "round": "rint", "high": 6.93147180369123816490e-01,
+        "limit": 709, "round": "rint", "high": 6.93147180369123816490e-01,
         "low": 1.90821492927058770002e-10, "size": 64, "bits": "uint64_t", "bias": 1023,
         "mantissa": 52, "series": _series(13),
     },

@@ -180,6 +180,7 @@ def test_convolutional_networks(lab, name):
 
 
 def test_networks_that_keep_their_state(lab):
+    torch.manual_seed(0)
     modules = [nn.Linear(6, 8), snntorch.Leaky(0.8, init_hidden=True, spike_grad=GRAD)]
     modules += [
         nn.Linear(8, 4),
