@@ -27,6 +27,7 @@ from spikecl.kernels.c_code import REALS
 # of adding a weight from a transposed matrix, of writing that matrix, of adding a weight from the
 # matrix as it is. Constants, so that a choice is reproducible.
 SEARCH, ADD, TURN, ADD_UNTURNED = 30.0, 3.0, 10.0, 7.0
+WIDTH = 128  # outputs that are turned at a time, in C: eight vectors of 64 bytes of float32
 ADD_STOCK = 7.0  # adding a weight by torch.embedding_bag
 SMALLEST = 1 << 22  # multiplications; below, nothing is worth a look
 
@@ -213,14 +214,17 @@ def product(events: Events, weight: Tensor) -> Tensor:
     """Return the current ``x W^T`` [R, m] of the rows ``x`` of the events and a weight [m, n]."""
     _check(events, weight, weight.shape[1])
     library = _library(events.dtype, events.columns.dtype) if weight.device.type == "cpu" else None
-    few = (ADD_UNTURNED - ADD) * len(events.columns) <= TURN * events.shape[1]
-    if library is None or not few or not weight.is_contiguous():
+    if library is None:
         return gather(events, turned(weight))
-    out = torch.empty(events.shape[0], len(weight), dtype=weight.dtype)
-    library.pick(
-        *events.shape, len(weight), events.starts.data_ptr(), events.columns.data_ptr(),
-        _at(events.values), weight.data_ptr(), out.data_ptr(),
-    )  # fmt: skip
+    weight, (rows, n) = weight.contiguous(), events.shape
+    out = torch.empty(rows, len(weight), dtype=weight.dtype)
+    given = (rows, n, len(weight), events.starts.data_ptr(), events.columns.data_ptr())
+    if (ADD_UNTURNED - ADD) * len(events.columns) <= TURN * n:
+        library.pick(*given, _at(events.values), weight.data_ptr(), out.data_ptr())
+    else:
+        table = torch.empty(n * min(len(weight), WIDTH), dtype=weight.dtype)
+        pointers = (weight.data_ptr(), table.data_ptr(), out.data_ptr())
+        library.apply(*given, _at(events.values), *pointers)
     return out
 
 
@@ -267,6 +271,7 @@ def _library(dtype: torch.dtype, index: torch.dtype = torch.int16) -> ctypes.CDL
         ("gather", 2, 5, None),
         ("turn", 2, 2, None),
         ("pick", 3, 5, None),
+        ("apply", 3, 6, None),
         ("pack", 1, 2, ctypes.c_int),
         ("unpack", 1, 2, None),
     ):
@@ -422,20 +427,20 @@ void pick(int64_t rows, int64_t n, int64_t m, const int64_t *restrict starts,
 }
 
 #define GATHER(NAME, COUNT)                                                                    \\
-  static void NAME(int64_t rows, int64_t m, const int64_t *restrict starts,                    \\
-                   const COLUMN *restrict columns, const R *restrict values,                  \\
+  static void NAME(int64_t rows, int64_t width, int64_t m, const int64_t *restrict starts,     \\
+                   const COLUMN *restrict columns, const R *restrict values,                   \\
                    const R *restrict table, R *restrict out) {                                 \\
     for (int64_t r = 0; r < rows; r++) {                                                       \\
       V sum[COUNT];                                                                            \\
       for (int c = 0; c < COUNT; c++) sum[c] = (V){0};                                         \\
       if (values)                                                                              \\
         for (int64_t k = starts[r]; k < starts[r + 1]; k++) {                                  \\
-          const V *row = (const V *)(table + columns[k] * m);                                  \\
+          const V *row = (const V *)(table + columns[k] * width);                              \\
           for (int c = 0; c < COUNT; c++) sum[c] += values[k] * row[c];                        \\
         }                                                                                      \\
       else                                                                                     \\
         for (int64_t k = starts[r]; k < starts[r + 1]; k++) {                                  \\
-          const V *row = (const V *)(table + columns[k] * m);                                  \\
+          const V *row = (const V *)(table + columns[k] * width);                              \\
           for (int c = 0; c < COUNT; c++) sum[c] += row[c];                                    \\
         }                                                                                      \\
       for (int c = 0; c < COUNT; c++) *(V *)(out + r * m + c * LANES) = sum[c];                \\
@@ -444,22 +449,38 @@ void pick(int64_t rows, int64_t n, int64_t m, const int64_t *restrict starts,
 GATHER(gather_8, 8)
 GATHER(gather_1, 1)
 
-void gather(int64_t rows, int64_t m, const int64_t *restrict starts,
-            const COLUMN *restrict columns, const R *restrict values, const R *restrict table,
-            R *restrict out) {
+/* the columns of a table [n, width], to columns of an output with m of them */
+static void add_up(int64_t rows, int64_t width, int64_t m, const int64_t *restrict starts,
+                   const COLUMN *restrict columns, const R *restrict values,
+                   const R *restrict table, R *restrict out) {
   int64_t c = 0;
-  for (; c + 8 * LANES <= m; c += 8 * LANES)
-    gather_8(rows, m, starts, columns, values, table + c, out + c);
-  for (; c + LANES <= m; c += LANES)
-    gather_1(rows, m, starts, columns, values, table + c, out + c);
-  if (c < m)
+  for (; c + 8 * LANES <= width; c += 8 * LANES)
+    gather_8(rows, width, m, starts, columns, values, table + c, out + c);
+  for (; c + LANES <= width; c += LANES)
+    gather_1(rows, width, m, starts, columns, values, table + c, out + c);
+  if (c < width)
     for (int64_t r = 0; r < rows; r++) {
       R sum[LANES];
       memset(sum, 0, sizeof sum);
       for (int64_t k = starts[r]; k < starts[r + 1]; k++)
-        for (int64_t i = 0; i < m - c; i++)
-          sum[i] += (values ? values[k] : 1) * table[columns[k] * m + c + i];
-      memcpy(out + r * m + c, sum, (m - c) * sizeof(R));
+        for (int64_t i = 0; i < width - c; i++)
+          sum[i] += (values ? values[k] : 1) * table[columns[k] * width + c + i];
+      memcpy(out + r * m + c, sum, (width - c) * sizeof(R));
     }
+}
+
+void gather(int64_t rows, int64_t m, const int64_t *starts, const COLUMN *columns,
+            const R *values, const R *table, R *out) {
+  add_up(rows, m, m, starts, columns, values, table, out);
+}
+
+/* the same from weights [m, n], some outputs at a time turned into a table that stays in a cache */
+void apply(int64_t rows, int64_t n, int64_t m, const int64_t *starts, const COLUMN *columns,
+           const R *values, const R *weight, R *table, R *out) {
+  for (int64_t c = 0; c < m; c += 8 * LANES) {
+    const int64_t width = m - c < 8 * LANES ? m - c : 8 * LANES;
+    turn(width, n, weight + c * n, table);
+    add_up(rows, width, m, starts, columns, values, table, out + c);
+  }
 }
 """

@@ -182,15 +182,13 @@ def few_and_many(dtype):
 
 
 @types
-def test_weights_are_turned_for_many_events_alone(dtype, monkeypatch):
-    asked, turn = [], events.turned
-    monkeypatch.setattr(events, "turned", lambda w: asked.append(len(w)) or turn(w))
-    weight = draw(11, 64, dtype=dtype)
-    few, many = few_and_many(dtype)
-    close(events.product(few, weight), few.dense() @ weight.T, terms=64)
-    assert asked == ([] if COMPILES else [11])
-    close(events.product(many, weight), many.dense() @ weight.T, terms=64)
-    assert asked[-1:] == [11]
+@pytest.mark.parametrize("outputs", [1, 11, 127, 128, 129, 300])
+def test_weights_are_turned_a_part_at_a_time(dtype, outputs):
+    weight = draw(outputs, 64, dtype=dtype)
+    for found in few_and_many(dtype):
+        close(events.product(found, weight), found.dense() @ weight.T, terms=64)
+        graded = found._replace(values=draw(len(found.columns), dtype=dtype))
+        close(events.product(graded, weight), graded.dense() @ weight.T, terms=64)
 
 
 @types
