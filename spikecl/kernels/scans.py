@@ -36,15 +36,27 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-def choose(neuron: Neuron, x: Tensor, *, kernels: Kernels = AUTO) -> Kernel:
+def choose(
+    neuron: Neuron, x: Tensor, *, kernels: Kernels = AUTO, recurrent: bool = False
+) -> Kernel:
     """Return the kernel for an input [T, B, *features]; a clock has no say in it.
+
+    ``recurrent`` says that the layer listens to itself.
 
     Raises:
         KernelError: The kernel that ``kernels`` names cannot run here.
     """
     rest = neuron.rest(x.new_zeros(x.shape[1:]))
+    if _at_once(neuron, rest, recurrent, kernels):
+        return Kernel("reference", "no memory: one call for all steps")
     found = None if neuron.random else program(neuron, rest)
     return _kernel(neuron, found, x, rest, kernels)
+
+
+def _at_once(neuron: Neuron, state: State, recurrent: bool, kernels: Kernels) -> bool:
+    """Whether steps do not know of each other."""
+    free = not (recurrent or neuron.random or leaves(state))
+    return free and kernels.scan in ("auto", "reference")
 
 
 def _kernel(
@@ -124,6 +136,9 @@ def scan(
         raise UsageError(f"input has shape {tuple(x.shape)}; it must be [T, B, *features]")
     state = _start(x, state, neuron, recurrence, generator)
     inner = state if recurrence is None else state.neuron
+    if x.numel() and _at_once(neuron, inner, recurrence is not None, kernels):
+        out, state = neuron.advance(x.flatten(0, 1), inner, generator)
+        return out.view(*x.shape[:2], *out.shape[1:]), state
     found = None if neuron.random else program(neuron, inner)
     name = _kernel(neuron, found, x, inner, kernels).name
     if name == "reference" or not x.numel():

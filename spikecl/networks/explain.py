@@ -63,7 +63,12 @@ def explain(network: Network, batch: Tensor) -> list[Plan]:
             layer.neuron.has_memory or layer.recurrent is not None
         ):
             current = rows.new_empty(len(batch), batch.shape[1], *tap.shape[1:])
-            kernel, reason = choose(layer.neuron.bound(), current, kernels=network.kernels)
+            kernel, reason = choose(
+                layer.neuron.bound(),
+                current,
+                kernels=network.kernels,
+                recurrent=layer.recurrent is not None,
+            )
         elif layer.neuron is not None:
             kernel, reason = "relu", "units without memory"
         density = float((rows != 0).float().mean())

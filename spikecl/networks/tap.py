@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from spikecl.kernels.product import Kept, dense
+from spikecl.kernels.product import LARGE, Kept, dense
 
 
 class Tap(NamedTuple):
@@ -48,7 +48,9 @@ class Taps(dict[str, Tap]):
 
 def tapped(kept: Kept, current: Tensor) -> tuple[Tap, Tensor]:
     """Return a tap of a current [R, ...], and the current to go on with."""
-    if not current.requires_grad:  # a leaf would be held by its own gradient edge
+    if not current.requires_grad and current.numel() < LARGE:
+        current.requires_grad_()
+    elif not current.requires_grad:  # a leaf is held by its own gradient edge
         current = _Start.apply(current, torch.zeros((), requires_grad=True))  # type: ignore[no-untyped-call]
     return Tap(
         kept, get_gradient_edge(current), current.shape, current.dtype, current.device

@@ -29,7 +29,7 @@ FAST = "compiled" if COMPILES else "fused"
 ANY = [
     LIF(), LIF(refractory=2), LIF(reset_time="after"), LIF(beta=[0.5, 0.6]), LIF(v_th=[1.0, 2.0]),
     LIF().bind({"beta": torch.tensor(0.5)}), IF(), PLIF(), ALIF(), CUBA(), LeakyIntegrator(),
-    SigmaDelta(), Rectified(), Izhikevich(),
+    SigmaDelta(), Izhikevich(),
 ]  # fmt: skip
 RANDOM = [LIF(noise=0.1), LIF(escape=Escape()), ALIF(noise=0.1)]
 INEXACT = [LIF(surrogate=Smooth()), AdEx()]
@@ -40,6 +40,12 @@ def test_what_has_a_program_gets_the_fastest_kernel(neuron):
     kernel = choose(neuron, X)
     assert kernel.name == FAST
     assert "one autograd node" in kernel.reason
+
+
+def test_units_without_memory_are_one_call():
+    assert choose(Rectified(), X) == ("reference", "no memory: one call for all steps")
+    assert choose(Rectified(), X, recurrent=True).name == FAST
+    assert choose(Rectified(), X, kernels=Kernels(scan="fused")).name == "fused"
 
 
 @pytest.mark.parametrize("neuron", RANDOM, ids=str)

@@ -406,6 +406,7 @@ def currents_watched(monkeypatch):
 def test_taps_hold_no_current(name, scan, monkeypatch):
     """Nor does the graph, where spikes are kept as events: only tapes are left."""
     network, shape = build(name)
+    monkeypatch.setattr("spikecl.networks.tap.LARGE", 0)
     kernels = Kernels(scan=scan, synapse="events")
     with currents_watched(monkeypatch) as seen:
         taps, output = taps_of(network, input_of("spikes", shape), kernels)
