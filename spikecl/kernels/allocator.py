@@ -13,9 +13,8 @@ def keep_freed_memory() -> bool:
     """Tell the C library to keep freed memory for the next step instead of giving it back.
 
     A training step frees tens of megabytes at its end and asks for them again at once; each time
-    the system would have to clear them, which took a tenth of a step where it was measured. The
-    process then holds its largest use so far. It is a setting of the whole process, so nothing
-    calls this on import; runs do.
+    the system would have to clear them. The process then holds its largest use so far. It is a
+    setting of the whole process, so nothing calls this on import; runs do.
 
     Returns:
         Whether it was done: glibc alone has such a setting.

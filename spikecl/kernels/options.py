@@ -25,8 +25,8 @@ class Kernels:
         precision: ``bfloat16`` multiplies dense products in bfloat16: faster, weights rounded to 8
             bits. Spikes are exact in it.
         memory: ``full`` loses nothing (many spikes are kept as bits, which is exact); ``lean``
-            keeps surrogates in bfloat16: gradients are right to about 0.4 %.
-        chunk: Steps that a convolution computes at a time; 0 is all at once.
+            keeps surrogates in bfloat16, each rounded to 8 bits.
+        chunk: Maps (steps times samples) that a convolution computes at a time; 0 is all at once.
     """
 
     scan: ScanName = "auto"
