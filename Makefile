@@ -47,6 +47,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/host_loop.py --quick
 	$(BIN)/python benchmarks/hlop_step.py --quick
 	$(BIN)/python benchmarks/scan.py --quick
+	$(BIN)/python benchmarks/start.py --quick
 
 clean:
 	rm -rf $(VENV) docs/_build docs/generated dist .mypy_cache .ruff_cache .pytest_cache

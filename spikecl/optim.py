@@ -1,15 +1,21 @@
-"""Optimisers: descriptions of ``torch.optim``'s, stepping on gradients that are handed in."""
+"""Optimisers: rules that move parameters by gradients that are handed in.
+
+The arithmetic is ``torch.optim``'s functions. Its classes would import the compiler of torch, which
+takes longer than a short run.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
 
 from spikecl.components import PositiveFloat, component
 from spikecl.storage import State, nbytes
@@ -20,56 +26,61 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 
 class Optimiser:
-    """A running optimiser over named parameters."""
+    """A running optimiser over named parameters: a rule, and its state by parameter."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], inner: torch.optim.Optimizer):
+    def __init__(self, parameters: Mapping[str, nn.Parameter], rule: OptimiserSpec):
         self._parameters = dict(parameters)
-        self._inner = inner
-        self._rates = [group["lr"] for group in inner.param_groups]
+        self._rule = rule
+        self._state: dict[str, dict[str, Tensor]] = {}
 
+    @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor], share: float = 1.0) -> None:
-        """Apply gradients with a share of the learning rate; a parameter without one stays.
-
-        No gradient is left behind.
-        """
+        """Apply gradients with a share of the learning rate; a parameter without one stays."""
         if unknown := gradients.keys() - self._parameters.keys():
             raise KeyError(
                 f"gradients of unknown or frozen parameters: {', '.join(sorted(unknown))}"
             )
-        for group, lr in zip(self._inner.param_groups, self._rates):
-            group["lr"] = lr * share
-        for name, parameter in self._parameters.items():
-            gradient = gradients.get(name)
-            if gradient is not None and gradient.stride() != parameter.stride():
-                gradient = torch.empty_like(parameter).copy_(gradient)  # as fused steps read them
-            parameter.grad = gradient
-        self._inner.step()
-        for parameter in self._parameters.values():
-            parameter.grad = None
+        moving = {n: p for n, p in self._parameters.items() if gradients.get(n) is not None}
+        if not moving:
+            return
+        for name, parameter in moving.items():
+            if name not in self._state:
+                self._state[name] = self._rule.fresh(parameter)
+        self._rule.move(
+            list(moving.values()),
+            [_laid_out_like(parameter, gradients[name]) for name, parameter in moving.items()],
+            [self._state[name] for name in moving],
+            self._rule.lr * share,
+        )
 
     def state_dict(self) -> State:
         """Return the state by parameter name."""
-        names = list(self._parameters)
-        inner = self._inner.state_dict()["state"]
-        return {names[index]: dict(entries) for index, entries in inner.items()}
+        return {name: dict(entries) for name, entries in self._state.items()}
 
     def load_state_dict(self, state: State) -> None:
         """Take a state back, in place of the present one."""
-        names = list(self._parameters)
-        inner = self._inner.state_dict()
-        inner["state"] = {names.index(name): dict(entries) for name, entries in state.items()}
-        self._inner.load_state_dict(inner)
+        self._state = {
+            name: {
+                key: torch.empty_like(own).copy_(entries[key])
+                for key, own in self._rule.fresh(self._parameters[name]).items()
+            }
+            for name, entries in state.items()
+        }
 
     def nbytes(self) -> int:
         """Return the bytes of the state."""
-        return sum(
-            nbytes(*(v for v in entries.values() if isinstance(v, Tensor)))
-            for entries in self._inner.state.values()
-        )
+        return sum(nbytes(*entries.values()) for entries in self._state.values())
+
+
+def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """Return a gradient with the strides of its parameter, as fused steps read them."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 class OptimiserSpec(ABC):
-    """Describes an optimiser; ``start`` makes a running one.
+    """A rule that moves parameters; ``start`` makes a running optimiser of it.
 
     ``schedule`` says which share of the learning rate is left where a part p of the steps of an
     experience is done::
@@ -80,6 +91,7 @@ class OptimiserSpec(ABC):
     """
 
     __slots__ = ()
+    lr: float
     schedule: Schedule = "constant"
 
     def share(self, done: float) -> float:
@@ -98,8 +110,22 @@ class OptimiserSpec(ABC):
         """
 
     @abstractmethod
+    def fresh(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Return the state of a parameter that was never moved."""
+
+    @abstractmethod
+    def move(
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        states: list[dict[str, Tensor]],
+        lr: float,
+    ) -> None:
+        """Move parameters and their states in place by one step."""
+
     def start(self, parameters: Mapping[str, nn.Parameter]) -> Optimiser:
         """Return an optimiser with fresh state."""
+        return Optimiser(parameters, self)
 
 
 @component
@@ -124,11 +150,28 @@ class Sgd(OptimiserSpec):
         """True without weight decay."""
         return self.weight_decay == 0
 
-    def start(self, parameters: Mapping[str, nn.Parameter]) -> Optimiser:
-        """Return ``torch.optim.SGD``."""
-        options: dict[str, Any] = {"momentum": self.momentum, "weight_decay": self.weight_decay}
-        return Optimiser(
-            parameters, torch.optim.SGD(list(parameters.values()), lr=self.lr, **options)
+    def fresh(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Return ``b``, where there is momentum."""
+        return {"momentum_buffer": torch.zeros_like(parameter)} if self.momentum else {}
+
+    def move(
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        states: list[dict[str, Tensor]],
+        lr: float,
+    ) -> None:
+        """Take the step of ``torch.optim.SGD``."""
+        sgd(
+            parameters,
+            gradients,
+            [state.get("momentum_buffer") for state in states],
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            lr=lr,
+            dampening=0,
+            nesterov=False,
+            maximize=False,
         )
 
 
@@ -156,13 +199,35 @@ class Adam(OptimiserSpec):
         """False, since each weight is scaled on its own."""
         return False
 
-    def start(self, parameters: Mapping[str, nn.Parameter]) -> Optimiser:
-        """Return ``torch.optim.Adam``."""
-        options: dict[str, Any] = {
-            "betas": (self.beta1, self.beta2),
-            "weight_decay": self.weight_decay,
-            "fused": True,  # one pass over the memory
+    def fresh(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Return the number of steps and both means."""
+        return {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
         }
-        return Optimiser(
-            parameters, torch.optim.Adam(list(parameters.values()), lr=self.lr, **options)
+
+    def move(
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        states: list[dict[str, Tensor]],
+        lr: float,
+    ) -> None:
+        """Take the step of ``torch.optim.Adam``."""
+        adam(
+            parameters,
+            gradients,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,  # one pass over the memory
+            amsgrad=False,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            lr=lr,
+            weight_decay=self.weight_decay,
+            eps=1e-8,
+            maximize=False,
         )

@@ -27,6 +27,9 @@ class Kernels:
         memory: ``full`` loses nothing (many spikes are kept as bits, which is exact); ``lean``
             keeps surrogates in bfloat16, each rounded to 8 bits.
         chunk: Maps (steps times samples) that a convolution computes at a time; 0 is all at once.
+        steps: Steps that a pass which only answers computes at a time, its state carried over: its
+            memory is then that of so many steps, however long the recording; 0 is all at once.
+            Training needs all steps, for what each synapse saw and the error of each step.
     """
 
     scan: ScanName = "auto"
@@ -34,6 +37,7 @@ class Kernels:
     precision: Literal["full", "bfloat16"] = "full"
     memory: Literal["full", "lean"] = "full"
     chunk: Annotated[int, Field(ge=0)] = 0
+    steps: Annotated[int, Field(ge=0)] = 0
 
 
 AUTO = Kernels()

@@ -156,6 +156,18 @@ class Network(nn.Module):
         if not self._memory and is_static(x) and self.mean_first and trace is None:
             x = x[:1]  # units without memory give the same answer at every step
         run = Pass(use, {} if state is None else state, training, generator, self.kernels)
+        size = self.kernels.steps
+        if not 0 < size < len(x) or training or taps is not None or trace is not None:
+            current = self._steps(x, run, taps, trace)
+        else:
+            current = self._in_parts(torch.split(x, size), run)
+        logits = _mean(current) if isinstance(self.decoder, MeanDecoder) else self.decoder(current)
+        return Output(logits, run.after, current, run.statistics)
+
+    def _steps(
+        self, x: Tensor, run: Pass, taps: dict[str, Tap] | None = None, trace: Trace | None = None
+    ) -> Tensor:
+        """Return the readout's output, layer by layer, each over all steps."""
         activity, current = {"input": x}, x
         for name, layer in self._plan:
             h = _sum([activity[source] for source in layer.inputs])
@@ -169,8 +181,20 @@ class Network(nn.Module):
             if layer.neuron is not None:
                 current = _fire(name, layer, current, run, taps, trace)
             activity[name] = current
-        logits = _mean(current) if isinstance(self.decoder, MeanDecoder) else self.decoder(current)
-        return Output(logits, run.after, current, run.statistics)
+        return current
+
+    def _in_parts(self, parts: Sequence[Tensor], run: Pass) -> Tensor:
+        """Return the same from parts in time, one after the other: the state goes along."""
+        outputs = []
+        for part in parts:
+            outputs.append(self._steps(part, run))
+            run.state = {**run.state, **run.after}
+        if not self.mean_first:
+            return torch.cat(outputs)
+        steps = sum(map(len, parts))
+        return torch.stack([y * (len(p) / steps) for y, p in zip(outputs, parts, strict=True)]).sum(
+            0
+        )
 
     def _check(self, x: Tensor, state: Mapping[str, State] | None, weight: Tensor) -> None:
         """Refuse input that no layer could take, and state of another network."""

@@ -152,7 +152,7 @@ def test_sizes_have_no_say():
 
 def test_options():
     assert Kernels() == Kernels(
-        scan="auto", synapse="auto", precision="full", memory="full", chunk=0
+        scan="auto", synapse="auto", precision="full", memory="full", chunk=0, steps=0
     )
     assert hash(Kernels()) == hash(Kernels())
     assert {"auto", "reference", *BACKENDS} == {
@@ -163,7 +163,14 @@ def test_options():
 
 @pytest.mark.parametrize(
     "options",
-    [{"scan": "cuda"}, {"memory": "small"}, {"precision": "half"}, {"chunk": -1}, {"chunks": 1}],
+    [
+        {"scan": "cuda"},
+        {"memory": "small"},
+        {"precision": "half"},
+        {"chunk": -1},
+        {"steps": -1},
+        {"chunks": 1},
+    ],
 )
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(ConfigError):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spikecl.errors import KernelError
 from spikecl.kernels import Kernels, compiler, events, product
@@ -381,6 +382,62 @@ def test_a_convolution_in_parts(name, chunk, monkeypatch):
     ours = solve(network, x, replace(PLAIN, chunk=chunk))
     assert max(sizes) == min(chunk, T * B)
     assert_same(ours, expected)
+
+
+# Parts in time
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the largest tensor that anything makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for part in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(part, torch.Tensor):
+                self.largest = max(self.largest, part.untyped_storage().nbytes())
+        return made
+
+
+@networks
+@inputs
+@pytest.mark.parametrize("steps", [1, 3, 2 * T - 1, 2 * T, 99])
+def test_an_answer_in_parts(name, kind, steps):
+    network, shape = build(name)
+    x = input_of(kind, shape, 2 * T)
+    network.kernels = PLAIN
+    with torch.no_grad():
+        state = network(x[:T]).state
+    whole = solve(network, x, PLAIN, training=False, state=state)
+    parts = solve(network, x, replace(PLAIN, steps=steps), training=False, state=state)
+    assert_same(parts, whole)  # autograd of the parts, too
+
+
+def test_parts_are_as_small_as_asked():
+    network, shape = build("mlp")
+    largest = []
+    for length in (400, 800):  # so that weights are smaller
+        x = input_of("spikes", shape, length)
+        for steps in (0, 4):
+            network.kernels = replace(PLAIN, steps=steps)
+            with torch.no_grad(), Sizes() as sizes:
+                network(x)
+            largest.append(sizes.largest)
+    whole, part, longer, same = largest
+    assert longer == 2 * whole and same == part < whole
+
+
+def test_training_and_records_are_not_cut():
+    network, shape = build("recurrent")
+    x = input_of("spikes", shape)
+    kernels = replace(PLAIN, steps=2)
+    assert_same(solve(network, x, kernels), solve(network, x, PLAIN))
+    network.kernels = kernels
+    recording = network.record(x)
+    assert all(len(trace) == T for found in recording.traces.values() for trace in found.values())
 
 
 # Taps

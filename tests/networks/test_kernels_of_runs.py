@@ -159,10 +159,11 @@ def test_options_that_do_not_exist_are_named_with_those_that_do(command, tmp_pat
 
 def test_options_that_exist_are_taken(command, tmp_path):
     changes = ("kernels.scan=fused", "kernels.synapse=events", "kernels.memory=lean")
-    assert command(*changes, "train.epochs=1", "kernels.chunk=3")[0] == 0
+    assert command(*changes, "train.epochs=1", "kernels.chunk=3", "kernels.steps=2")[0] == 0
     (record,) = find_runs(tmp_path / "runs")
     expected = {
-        "scan": "fused", "synapse": "events", "precision": "full", "memory": "lean", "chunk": 3
+        "scan": "fused", "synapse": "events", "precision": "full", "memory": "lean",
+        "chunk": 3, "steps": 2,
     }  # fmt: skip
     assert record.run["config"]["kernels"] == expected
     assert record.run["identity"]["kernels"] == expected
