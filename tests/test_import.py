@@ -121,6 +121,19 @@ def test_a_run_needs_neither_figures_nor_pages(tmp_path):
     assert not present & {"matplotlib", "jinja2", "typer", "rich", "sklearn", "scipy", "pooch"}
 
 
+@pytest.mark.parametrize("optimiser", ["Sgd", "Adam"])
+def test_a_run_on_the_digits_needs_neither_their_library_nor_a_compiler(tmp_path, optimiser):
+    present = modules_after(
+        f"import spikecl\nfolder = {str(tmp_path)!r}\n"
+        "stream = spikecl.permuted(spikecl.load_data('digits'), experiences=1)\n"
+        "plan = spikecl.TrainPlan(epochs=1)\n"
+        f"spikecl.run(stream, plan=plan, optimiser=spikecl.{optimiser}(), runs_dir=folder)\n"
+        "assert 'torch.optim.sgd' in sys.modules and 'torch._dynamo' not in sys.modules"
+    )
+    assert "torch" in present
+    assert not present & {"sklearn", "scipy"}
+
+
 def test_the_public_names_are_these():
     assert spikecl.__all__ == PUBLIC
     assert dir(spikecl) == sorted(PUBLIC)
