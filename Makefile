@@ -15,6 +15,7 @@ $(STAMP): pyproject.toml hardware/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ./hardware -e '.[dev]'
 	$(BIN)/python -m spikecl.kernels
+	$(BIN)/spikecl hardware setup
 	touch $@
 
 # The hardware distribution must do without torch: it also runs beside the board.
@@ -39,7 +40,7 @@ docs: $(STAMP)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 test: lint docs $(ALONE)/.installed
-	$(ALONE)/bin/python -m pytest -q -p no:cacheprovider --confcutdir=tests/hardware \
+	SPIKECL_WITHOUT_LAVA=1 $(ALONE)/bin/python -m pytest -q -p no:cacheprovider --confcutdir=tests/hardware \
 		--ignore-glob='*_torch.py' tests/hardware
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 
@@ -48,6 +49,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/hlop_step.py --quick
 	$(BIN)/python benchmarks/scan.py --quick
 	$(BIN)/python benchmarks/start.py --quick
+	$(BIN)/python benchmarks/hardware.py --quick
 
 clean:
 	rm -rf $(VENV) docs/_build docs/generated dist .mypy_cache .ruff_cache .pytest_cache

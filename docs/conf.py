@@ -82,7 +82,7 @@ extensions = [
     "mathml",
 ]
 exclude_patterns = ["_build", "generated", "jupyter_execute", "**.ipynb_checkpoints"]
-suppress_warnings: list[str] = []
+suppress_warnings = ["ref.python"]  # names that two modules have, as Program
 
 html_theme = "furo"
 html_title = f"spikecl {release}"

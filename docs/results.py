@@ -1,6 +1,6 @@
 """Renders the committed results of benchmarks: nobody types a number into the documentation.
 
-    python docs/results.py              writes docs/generated/benchmarks.md and kernels.md
+    python docs/results.py              writes benchmarks.md, kernels.md and to_loihi.md in docs/generated
 
 A file ``benchmarks/results/NAME.json`` says how it was made (``command``, ``commit``, ``versions``,
 ``cpu``, ``threads``, ``notes``) and holds ``rows`` (label, text columns, and ``metrics`` with n,
@@ -65,6 +65,10 @@ def main(source: Path, folder: Path) -> None:
     scan, gpu = names.get("scan.json"), names.get("gpu_scan.json")
     write(folder / "kernels.md", render_scan(scan) if scan else "Nothing was measured.\n")
     write(folder / "kernels_gpu.md", render(gpu, title=False) if gpu else NOT_ON_A_GPU)
+    loihi = names.get("to_loihi.json")
+    write(
+        folder / "to_loihi.md", render(loihi, title=False) if loihi else "Nothing was measured.\n"
+    )
 
 
 def render(path: Path, *, title: bool = True) -> str:

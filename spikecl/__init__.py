@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from spikecl.experiments import run_config as run_config
     from spikecl.experiments import run_seeds as run_seeds
     from spikecl.experiments.config import CheckpointPolicy as CheckpointPolicy
+    from spikecl.experiments.export import export as export
+    from spikecl.experiments.simulate import simulate as simulate
     from spikecl.kernels import scan as scan
     from spikecl.learner import TrainPlan as TrainPlan
     from spikecl.networks import ConvNet as ConvNet
@@ -135,6 +137,7 @@ _HOMES = {
     "carry": "neurons",
     "component": "components",
     "explain": "networks",
+    "export": "experiments.export",
     "initialise": "networks",
     "joint": "streams",
     "load": "experiments",
@@ -148,6 +151,7 @@ _HOMES = {
     "run_config": "experiments",
     "run_seeds": "experiments",
     "scan": "kernels",
+    "simulate": "experiments.simulate",
     "split_classes": "streams",
     "step": "neurons",
     "write_report": "report",

@@ -6,17 +6,20 @@ Exit codes: 0 done, 2 wrong usage or configuration, 1 failed, 75 interrupted and
 from __future__ import annotations
 
 import contextlib
+import enum
 import json
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from spikecl.errors import Interrupted, RunError, SpikeclError
+from spikecl.errors import Interrupted, RunError, SpikeclError, UsageError
 from spikecl.signals import stop_early
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="List, fetch and verify data sets.")
 app.add_typer(data_app, name="data")
+hardware_app = typer.Typer(no_args_is_help=True, help="Install and check what runs exports.")
+app.add_typer(hardware_app, name="hardware")
 
 out, err = Console(), Console(stderr=True)
 if not out.is_terminal:
@@ -43,7 +48,18 @@ DataDir = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+LavaPython = Annotated[
+    str | None, typer.Option(help="Interpreter that has Lava (before SPIKECL_LAVA_PYTHON).")
+]
 RUNS = Path("runs")
+
+
+class Target(enum.StrEnum):
+    """What a network is exported to."""
+
+    nir, loihi, netx = "nir", "loihi", "netx"
+
+
 _RUNS_HELP = "Runs: paths, names, unique prefixes, groups of seeds, or patterns with *."
 
 
@@ -199,6 +215,111 @@ def trainers(as_json: AsJson = False) -> None:
     _print_rows(rows, as_json)
 
 
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Run: path, name or unique prefix.")],
+    to: Annotated[Target, typer.Option(help="nir, loihi or netx.")] = Target.nir,
+    output: Annotated[Path | None, typer.Option(help="File (default: in the run).")] = None,
+    weight_bits: Annotated[int, typer.Option(help="Bits of a dense weight, 1 to 8.")] = 8,
+    message_bits: Annotated[int, typer.Option(help="Bits of a graded input, 2 to 24.")] = 8,
+    convolutions: Annotated[str, typer.Option(help="auto, shared or unrolled.")] = "auto",
+    calibrate: Annotated[int, typer.Option(help="Training samples for scales; 0: none.")] = 256,
+    search: Annotated[bool, typer.Option("--search", help="Try scales, keep the best.")] = False,
+    fine_tune: Annotated[int, typer.Option(help="Epochs of training on integers.")] = 0,
+    chip: Annotated[str, typer.Option(help="loihi1 or loihi2.")] = "loihi2",
+    chips: Annotated[int, typer.Option(help="How many chips.")] = 1,
+    runs_dir: RunsDir = RUNS,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a trained network to a file: NIR, a Loihi program, or lava-dl's .net."""
+    from spikecl.experiments.export import SUFFIXES, chip_named, options_of
+    from spikecl.experiments.export import export as write
+    from spikecl.experiments.fine_tune import fine_tuned
+    from spikecl.records import find_run
+
+    if fine_tune and to is Target.nir:
+        raise UsageError(
+            "--fine-tune trains on integers, which a .nir file has not; add --to loihi"
+        )
+    options = options_of(weight_bits, message_bits, convolutions, search=search, to=to.value)
+    record, limits = find_run(run, runs_dir), chip_named(chip)
+    choice: dict[str, Any] = {"options": options, "calibrate": calibrate, "data_dir": data_dir}
+    fit: dict[str, Any] = {"chip": limits, "chips": chips}
+    if fine_tune:
+        tuned = fine_tuned(record, epochs=fine_tune, **choice)
+        output = output or record.path / "export" / f"{record.id}-tuned{SUFFIXES[to]}"
+        made = write(
+            tuned.network, output, to=to.value, input_shape=tuned.shape, meta=tuned.meta, **fit
+        )
+    else:
+        made = write(record, output, to=to.value, **choice, **fit)
+    _show_export(made, as_json)
+
+
+@app.command()
+def simulate(
+    file: Annotated[Path, typer.Argument(help="Loihi program (.h5) or NIR graph (.nir).")],
+    backend: Annotated[str, typer.Option(help="torch, emulator or lava.")] = "emulator",
+    compare: Annotated[
+        str | None, typer.Option(help="Backends with commas: where they first differ.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    data: Annotated[str | None, typer.Option(help="Another data set than the file's.")] = None,
+    sets: Annotated[str | None, typer.Option(help="Test sets, with commas.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Samples of each set.")] = None,
+    states: Annotated[str, typer.Option(help="Keep u, v or u,v.")] = "",
+    output: Annotated[Path | None, typer.Option(help="Records of first samples (.npz).")] = None,
+    config: Annotated[str, typer.Option(help="Lava's run configuration.")] = "Loihi2SimCfg",
+    arithmetic: Annotated[str, typer.Option(help="fixed_pt or floating_pt.")] = "fixed_pt",
+    lava_python: LavaPython = None,
+    limit: Annotated[float, typer.Option(help="Seconds for a batch in Lava.")] = 600.0,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run an exported network on its test data: accuracy, operations, energy (estimated)."""
+    from spikecl.experiments.simulate import Lava, npz, save
+    from spikecl.experiments.simulate import simulate as run_file
+
+    output = output and npz(output)
+    with _stoppable(), _counting(quiet or as_json) as show:
+        made = run_file(
+            file,
+            _words(compare) if compare else [backend],
+            sets=_words(sets) if sets else None,
+            samples=samples,
+            data=data,
+            data_dir=data_dir,
+            device=device,
+            states=_words(states),
+            lava_options=Lava(config, arithmetic, lava_python, limit),
+            keep=output is not None,
+            show=show,
+        )
+    _show_simulation(made, as_json)  # before writing: a full disk takes no answer away
+    save(made, output)
+
+
+@hardware_app.command("setup")
+def hardware_setup() -> None:
+    """Install Lava beside this environment (once), so that programs run on it."""
+    from spikecl_hardware.loihi.lava import setup
+
+    from spikecl.experiments.export import hardware_errors
+
+    with hardware_errors():
+        out.print(str(setup()), soft_wrap=True)
+
+
+@hardware_app.command("doctor")
+def hardware_doctor(lava_python: LavaPython = None) -> None:
+    """Run a network with a known answer on every backend; the last line says ok or what is not."""
+    from spikecl_hardware.doctor import main as diagnose
+
+    raise typer.Exit(diagnose(lava_python))
+
+
 @data_app.command("list")
 def data_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """List known data sets and where they were found (--json: with paths and licences)."""
@@ -255,6 +376,83 @@ def _show_run(record: RunRecord, as_json: bool) -> None:
     rows = [[event, *map(_percent, row)] for event, row in zip(events, matrix, strict=True)]
     _print_table(rows, ["accuracy %", *sets])
     out.print(f"record: {record.path}", soft_wrap=True)
+
+
+def _show_export(made: Any, as_json: bool) -> None:
+    """Show a file that was written, its layers, and where they lie on the chip."""
+    from spikecl.experiments.export import layer_rows
+
+    rows = layer_rows(made)
+    if as_json:
+        _print_json({"path": str(made.path), "layers": rows})
+        return
+    if rows:
+        _print_rows([{k: _short(v) for k, v in row.items()} for row in rows], False)
+    if made.program is not None:
+        p = made.program
+        out.print(
+            f"{p.steps} steps for each sample, the answer {p.latency} later: each synapse sends "
+            "what it summed one step before",
+            soft_wrap=True,
+        )
+    if made.graph is not None and made.graph != made.path:
+        out.print(f"graph: {made.graph}", soft_wrap=True)
+    out.print(f"file: {made.path}", soft_wrap=True)
+
+
+def _show_simulation(made: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json(made.as_dict())
+        return
+    _print_rows([{k: _short(v) for k, v in row.items()} for row in made.rows()], False)
+    for name, report_ in made.comparisons.items():
+        out.print(f"{name}, first samples, against {report_.outputs[0].backend}")
+        _print_rows([{k: _short(v) for k, v in row.items()} for row in report_.rows()], False)
+    for row in made.energies():
+        out.print(f"estimate: {row['total nJ']:.4g} nJ a sample, {row['table']}", soft_wrap=True)
+        out.print(f"  {row['source']}", soft_wrap=True, style="dim")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _short(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let signals end the children of a command, and its temporary folders, before its own end."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted("stopped; nothing was written")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _counting(quiet: bool) -> Iterator[Any]:
+    """Show a bar per backend and test set on standard error."""
+    if quiet or not err.is_terminal:
+        yield None
+        return
+    from rich.progress import Progress as Bars
+
+    with Bars(console=err, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total)
+            bars.update(tasks[name], completed=done)
+
+        yield show
 
 
 def _show_group(table: dict[str, Any], path: Path, as_json: bool) -> None:

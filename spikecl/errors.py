@@ -37,6 +37,10 @@ class InteropError(UsageError):
     """A network has no equal in the other library; the layer and the difference are named."""
 
 
+class HardwareError(UsageError):
+    """Something cannot run on the chip, or a backend cannot run here; the layer is named."""
+
+
 class KernelError(UsageError):
     """A kernel that was asked for cannot run here; those that can are named."""
 

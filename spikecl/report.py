@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
-from spikecl.errors import UsageError
+from spikecl.errors import RunError, UsageError
 from spikecl.plots import Group, group_records, plot_comparison, plot_run
 from spikecl.records import RunRecord
-from spikecl.storage import writing
+from spikecl.storage import read_json, writing
 
 
 class Column(NamedTuple):
@@ -130,9 +130,44 @@ def _run(record: RunRecord) -> dict[str, Any]:
             **dict(_flat({key: summary[key] for key in ("wall_s", "cpu_s")})),
             **dict(_flat({key: value for key, value in cost.items() if key != "format_version"})),
         },
+        "hardware": _hardware(record),
         "revealed": run["reveal"],
         "fingerprint": run["stream_fingerprint"],
     }
+
+
+def _hardware(record: RunRecord) -> dict[str, Any] | None:
+    """Return what ``spikecl simulate`` found of the run's export, as tables of text."""
+    path = record.path / "export" / "simulation.json"
+    if not path.is_file():
+        return None
+    try:
+        found = read_json(path)
+    except RunError:
+        raise RunError(f"{path} is damaged; simulate again, or remove it") from None
+    if not isinstance(found, dict) or found.get("format_version") != 1:
+        return None  # of another version; the next simulation writes it again
+    return {
+        "file": found["file"],
+        "results": _table(found["rows"]),
+        "layers": [
+            (name, comparison["outputs"][0]["backend"], _table(comparison["rows"]))
+            for name, comparison in found["comparisons"].items()
+        ],
+        "energy": _table(found["energy"]),
+    }
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return headings and cells of rows that have the same columns."""
+
+    def text(value: Any) -> str:
+        if value is None:
+            return "–"
+        return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+    columns = list(rows[0]) if rows else []
+    return {"columns": columns, "cells": [[text(row[c]) for c in columns] for row in rows]}
 
 
 def _python_settings(identity: Mapping[str, Any]) -> dict[str, Any]:

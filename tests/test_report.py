@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import statistics
 import tomllib
 import xml.etree.ElementTree as ET
@@ -166,3 +167,52 @@ def test_refused_and_nothing_written(fake_run, tmp_path):
     with pytest.raises(RunError, match="spikecl resume run"):
         write_report([record], target)
     assert not target.exists()
+
+
+def simulated(record, **changes):
+    """Put beside a run what ``spikecl simulate`` found of its export."""
+    row = {"set": EVIL, "backend": "emulator", "accuracy": 0.8125, "energy": None}
+    layer = {"population": "hidden1", "first difference": "step 3, sample 1, neuron 4"}
+    found = {
+        "format_version": 1,
+        "file": "p.h5",
+        "rows": [row],
+        "energy": [{"table": "Loihi, 14 nm", "total nJ": 22.123456}],
+        "comparisons": {"task0": {"outputs": [{"backend": "torch, cpu"}], "rows": [layer]}},
+        **changes,
+    }
+    path = record.path / "export" / "simulation.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(found))
+
+
+def test_what_a_simulation_found_is_shown(fake_run, tmp_path):
+    record = fake_run()
+    simulated(record)
+    path = write_report([record], tmp_path / "page.html")
+    text, cells = path.read_text(), Page(path).cells
+    section = text[text.index("<summary>Hardware</summary>") :]
+    assert "p.h5" in section and "not a measurement" in section and "against torch, cpu" in section
+    first = cells.index("emulator")
+    assert cells[first - 1 : first + 3] == [EVIL, "emulator", "0.8125", "–"]
+    assert {"step 3, sample 1, neuron 4", "22.123"} <= set(cells)
+    assert "http" not in text and "<script" not in text
+
+
+def test_runs_without_a_simulation_have_no_such_section(fake_run, tmp_path):
+    records = [fake_run("a"), fake_run("b")]
+    simulated(records[0], format_version=99)
+    text = write_report(records, tmp_path / "page.html").read_text()
+    assert "<summary>Hardware</summary>" not in text
+    simulated(records[1], energy=[], comparisons={})
+    assert (
+        write_report(records, tmp_path / "page.html").read_text().count("Hardware</summary>") == 1
+    )
+
+
+def test_a_damaged_simulation_is_named(fake_run, tmp_path):
+    record = fake_run()
+    simulated(record)
+    (record.path / "export" / "simulation.json").write_text("{")
+    with pytest.raises(RunError, match="simulation.json is damaged; simulate again, or remove it$"):
+        write_report([record], tmp_path / "page.html")

@@ -24,6 +24,7 @@ from spikecl.experiments.environment import choose_device
 from spikecl.kernels import AUTO, Kernels
 from spikecl.learner import Heads, Learner, TrainPlan
 from spikecl.learner.pairing import check_time
+from spikecl.learner.plan import Initial
 from spikecl.networks import Network, NetworkSpec
 from spikecl.networks.build import Head
 from spikecl.optim import OptimiserSpec
@@ -61,6 +62,7 @@ class Job:
     config: Mapping[str, Any] | None = None
     loss: Loss = CrossEntropy()
     kernels: Kernels | None = None
+    initial: Initial = "drawn"
 
     @classmethod
     def from_config(cls, config: Config, *, data_dir: Path | None) -> Job:
@@ -105,6 +107,7 @@ class Job:
             device=device,
             loss=self.loss,
             head=self.head,
+            initial=self.initial,
         )
         check_shapes(learner)
         return learner

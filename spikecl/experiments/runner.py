@@ -12,7 +12,7 @@ import torch
 from spikecl import encoding
 from spikecl.continual import Finetune, MethodSpec
 from spikecl.encoding import CrossEntropy, Direct, Encoder, Loss
-from spikecl.errors import Interrupted, RunError
+from spikecl.errors import Interrupted, RunError, UsageError
 from spikecl.experiments.config import CheckpointPolicy, Config, parse_config
 from spikecl.experiments.cost import measure_cost
 from spikecl.experiments.directory import RunDirectory
@@ -22,6 +22,7 @@ from spikecl.experiments.progress import Show, Tracker
 from spikecl.experiments.result import RunResult
 from spikecl.kernels import Kernels, keep_freed_memory
 from spikecl.learner import Learner, TrainPlan
+from spikecl.learner.plan import Initial
 from spikecl.networks import Network, NetworkSpec, SpikingMlp
 from spikecl.networks.network import count_parameters
 from spikecl.optim import OptimiserSpec, Sgd
@@ -47,6 +48,7 @@ def run(
     threads: int = 1,
     device: str = "cpu",
     kernels: Kernels | None = None,
+    initial: Initial = "drawn",
     runs_dir: str | Path = "runs",
     show: Show | None = None,
 ) -> RunResult:
@@ -70,6 +72,8 @@ def run(
         threads: Threads to compute with.
         device: ``"cpu"`` or ``"cuda"``.
         kernels: How layers are computed; ``None`` is as the network says (``auto``).
+        initial: ``"given"`` goes on from the weights of a network that is handed in; otherwise
+            they are drawn.
         runs_dir: Where run directories go.
         show: Called with a :class:`Progress` now and then.
 
@@ -100,7 +104,14 @@ def run(
         threads=threads,
         device=device,
         kernels=kernels,
+        initial=initial,
     )
+    if initial not in ("drawn", "given") or (
+        initial == "given" and not isinstance(network, Network)
+    ):
+        raise UsageError(
+            f"initial={initial!r}; 'drawn' is allowed, and 'given' with a Network that has weights"
+        )
     return execute(job, Path(runs_dir), show=show)
 
 

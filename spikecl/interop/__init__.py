@@ -1,9 +1,11 @@
-"""Networks of other libraries become ours, and ours theirs, with the same spikes.
+"""Networks of other libraries become ours, and ours theirs, with the same spikes; files too.
 
-Neither library is imported before it is needed.
+No library is imported before it is needed.
 """
 
 from spikecl.errors import InteropError
+from spikecl.interop.nir_in import from_nir
+from spikecl.interop.nir_out import first_difference, to_nir
 from spikecl.interop.norse_in import from_norse
 from spikecl.interop.norse_out import to_norse
 from spikecl.interop.parts import Currents, Flatten, OneToOne
@@ -17,8 +19,11 @@ __all__ = [
     "InteropError",
     "OneToOne",
     "SpikeGrad",
+    "first_difference",
+    "from_nir",
     "from_norse",
     "from_snntorch",
+    "to_nir",
     "to_norse",
     "to_snntorch",
 ]

@@ -28,7 +28,7 @@ from spikecl.learner.pairing import (
     check_schedule,
     check_time,
 )
-from spikecl.learner.plan import Position, Tick, TrainPlan
+from spikecl.learner.plan import Initial, Position, Tick, TrainPlan
 from spikecl.metrics import AccuracyMatrix
 from spikecl.networks import Network, initialise
 from spikecl.networks.build import Head
@@ -59,6 +59,8 @@ class Learner:
         device: Where to compute.
         loss: Loss of the network's output.
         head: Whose outputs compete.
+        initial: Whether the weights of the start are ``drawn``, or those ``given`` with the
+            network.
 
     Raises:
         PairingError: A part needs what the stream hides or another part does not give; nothing was
@@ -80,6 +82,7 @@ class Learner:
         device: torch.device,
         loss: Loss | None = None,
         head: Head = "single",
+        initial: Initial = "drawn",
     ):
         self.loss = CrossEntropy() if loss is None else loss
         check_pairings(stream, trainer, methods)
@@ -92,14 +95,15 @@ class Learner:
         self.stream, self.network, self.encoder, self.trainer = stream, network, encoder, trainer
         self.plan, self.seeds, self.device = plan, seeds, device
         self._learning = learning(network)
-        initialise(network, seeds)
+        if initial == "drawn":
+            initialise(network, seeds)
         network.to(device)
         self.at = Position()
         context = Context(network, optimiser, seeds, stream.reveal, stream.classes, device)
         self.methods = Composition(methods, context)
         self._optimiser_spec = optimiser
         self.optimiser = optimiser.start(self._learning)
-        self.statistics = self._first_statistics()
+        self.statistics = first_statistics(stream)
         self._rows: list[list[dict[str, float]]] = [[], []]  # aware, agnostic
         self._row: list[dict[str, float]] = [{}, {}]
         self._losses = torch.zeros(WINDOW, device=device)
@@ -462,12 +466,6 @@ class Learner:
         event = self.at.event if event is None else event
         return self.seeds.generator(name, event=event, epoch=epoch, step=step)
 
-    def _first_statistics(self) -> InputStatistics:
-        for event in self.stream:
-            if isinstance(event, Experience):
-                return _statistics(event.train.load())
-        return InputStatistics()
-
     def _record(
         self, phase: str, metric: str, value: object, eval_set: str | None = None
     ) -> dict[str, Any]:
@@ -493,6 +491,14 @@ _STEP_HOOKS = (
     "update",
     "after_step",
 )
+
+
+def first_statistics(stream: Stream) -> InputStatistics:
+    """Return the statistics of a stream's first experience, which hold for all."""
+    for event in stream:
+        if isinstance(event, Experience):
+            return _statistics(event.train.load())
+    return InputStatistics()
 
 
 def _statistics(loaded: Loaded, chunk: int = 500) -> InputStatistics:

@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 from spikecl.components import PositiveInt, component
 
+Initial = Literal["drawn", "given"]
+
 
 @component
 class TrainPlan:

@@ -11,6 +11,7 @@ from spikecl.networks.conv_factor import ConvFactor
 from spikecl.networks.convolutional import ConvNet, ResNet, SpikingConvNet, SpikingResNet
 from spikecl.networks.explain import explain
 from spikecl.networks.factor import Complement, Factor, KeptFactor
+from spikecl.networks.fixed_point import Graded, LoihiWeights, Shift
 from spikecl.networks.initialise import initialise
 from spikecl.networks.layer import Cells, Layer
 from spikecl.networks.network import Network, Output
@@ -55,8 +56,10 @@ __all__ = [
     "Dropout",
     "Factor",
     "Gain",
+    "Graded",
     "Layer",
     "Linear",
+    "LoihiWeights",
     "MaxPool2d",
     "Mlp",
     "Network",
@@ -67,6 +70,7 @@ __all__ = [
     "Recording",
     "RecurrentNet",
     "ResNet",
+    "Shift",
     "ShortTermPlasticity",
     "SpikingConvNet",
     "SpikingMlp",

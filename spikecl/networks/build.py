@@ -15,6 +15,7 @@ from torch import Tensor
 from spikecl.components import PositiveFloat, PositiveInt, Sizes, component
 from spikecl.encoding.decoders import DECODERS, MeanDecoder, PopulationDecoder
 from spikecl.errors import ConfigError
+from spikecl.networks.fixed_point import LoihiWeights
 from spikecl.networks.layer import Cells, Layer
 from spikecl.networks.network import Network
 from spikecl.networks.norm import BatchNorm
@@ -36,7 +37,15 @@ from spikecl.networks.weight_maps import (
     SynapticDelays,
     WeightMap,
 )
-from spikecl.neurons import LIF, AnyNeuron, ConductanceLIF, Rectified, SigmaDelta, SpikingNeuron
+from spikecl.neurons import (
+    LIF,
+    AnyNeuron,
+    ConductanceLIF,
+    LoihiLIF,
+    Rectified,
+    SigmaDelta,
+    SpikingNeuron,
+)
 
 Names = Annotated[tuple[Annotated[str, Strict()], ...], Strict(False)]
 Readout = Literal["mean_rate", "mean_current", "sum", "max", "last", "leaky", "first_spike"]
@@ -72,7 +81,9 @@ class LayeredSpec(NetworkSpec):
             to another's, have none.
         norm: ``batch`` normalises the currents of hidden layers over time and batch.
         gain: Current that a weight of 1 into a hidden layer stands for; models in millivolts and
-            picoampere need tens (``izhikevich``) to hundreds (``adex``, ``loihi``).
+            picoampere need tens (``izhikevich``) to hundreds (``adex``, ``loihi``). With ``loihi``
+            neurons it is the scale of their integer weights
+            (:class:`~spikecl.networks.LoihiWeights`).
         standardise: Standardise the weights of hidden layers: mean 0 and variance 1 / fan-in in
             each row, times a trained gain.
         excitatory: Fraction of neurons of each layer that excite, the others inhibit (Dale's law,
@@ -151,10 +162,12 @@ class LayeredSpec(NetworkSpec):
 
     def maps(self, *, first: bool, dense: bool, hidden: bool = True) -> tuple[WeightMap, ...]:
         """Return the weight maps of a layer."""
+        whole = isinstance(self.neuron, LoihiLIF)
         wanted: dict[WeightMap, bool] = {
             Standardise(): self.standardise and hidden,
-            Gain(factor=self.gain): self.gain != 1 and hidden,
+            Gain(factor=self.gain): self.gain != 1 and hidden and not whole,
             Dale(excitatory=self.excitatory): bool(self.excitatory) and not first,
+            LoihiWeights(scale=self.gain, shared=not dense): hidden and whole,
             SynapticDelays(longest=max(self.delay, 1)): bool(self.delay) and dense,
             SplitSigns(): hidden and isinstance(self.neuron, ConductanceLIF),
         }
@@ -202,9 +215,12 @@ class LayeredSpec(NetworkSpec):
     ) -> Layer:
         """Return a hidden dense layer."""
         maps = self.maps(first=first, dense=True)
-        own: tuple[WeightMap, ...] = (Gain(factor=self.gain),) if self.gain != 1 else ()
-        own += (Dale(excitatory=self.excitatory),) if self.excitatory else ()
-        onto = Linear(n_out, n_out, maps=(*own, NoAutapses())) if recurrent else None
+        whole = isinstance(self.neuron, LoihiLIF)
+        own: tuple[WeightMap, ...] = (Dale(excitatory=self.excitatory),) if self.excitatory else ()
+        if self.gain != 1 and not whole:
+            own = (Gain(factor=self.gain), *own)
+        own = (*own, NoAutapses(), LoihiWeights(scale=self.gain)) if whole else (*own, NoAutapses())
+        onto = Linear(n_out, n_out, maps=own) if recurrent else None
         return Layer(
             Linear(n_in, n_out, bias=self.bias, maps=maps),
             self.cells((n_out,)),
@@ -219,6 +235,8 @@ class LayeredSpec(NetworkSpec):
     ) -> Layer:
         """Return the readout."""
         maps = self.maps(first=False, dense=False, hidden=False)
+        if isinstance(self.output, LoihiLIF):
+            maps = (*maps, LoihiWeights(scale=self.gain))
         return Layer(
             Linear(n_in, n_out * self.population, bias=self.bias, maps=maps),
             None if self.output is None else Cells(self.output),

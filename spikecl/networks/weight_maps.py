@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -22,9 +22,14 @@ EDGE = 1e-3  # steps from a kink at which a delay's gradient is taken
 
 
 class WeightMap(ABC):
-    """A pure function of a stored weight [n_out, ...] and of parameters of its own."""
+    """A pure function of a stored weight [n_out, ...] and of parameters of its own.
+
+    ``scales`` says that its gradient is that of one constant factor: what was projected before
+    stays projected behind it.
+    """
 
     __slots__ = ()
+    scales: ClassVar[bool] = False
 
     def parameters(self, weight: Tensor) -> Mapping[str, Tensor]:
         """Return the initial values of the parameters beside the weight."""
@@ -74,6 +79,7 @@ class Gain(WeightMap):
         factor: Current that a stored weight of 1 stands for.
     """
 
+    scales: ClassVar[bool] = True
     factor: PositiveFloat = 1.0
 
     def __call__(self, weight: Tensor, own: Mapping[str, Tensor]) -> Tensor:

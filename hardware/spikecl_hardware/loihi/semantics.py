@@ -83,7 +83,7 @@ class DenseParameters(_Registers):
     ``sign_mode`` None reads it off the weights; ``num_message_bits`` 0 means binary spikes.
     """
 
-    weights: Annotated[Integers, range(-(1 << 31), 1 << 31)]
+    weights: Annotated[Integers, range(1 - (1 << 31), 1 << 31)]
     weight_exp: Annotated[int, range(-7, 8)] = 0
     num_weight_bits: Annotated[int, range(1, 9)] = 8
     sign_mode: SignMode | None = None
@@ -112,13 +112,54 @@ class DenseParameters(_Registers):
         return sign * ((_clip(sign * self.weights, -256 * mixed, 255) >> k) << k)
 
 
+@dataclass(frozen=True, eq=False)
+class ConvParameters(_Registers):
+    """Shared weights ``[c_out, c_in, k, l]`` over maps ``[c_in, H, W]``, eight bits signed.
+
+    There is no exponent; the sum wraps to 24 bits signed (`wrapped`) and is sent one step later.
+    """
+
+    weights: Annotated[Integers, range(-(1 << 7), 1 << 7)]
+    stride: Annotated[int, range(1, 1 << 7)] = 1
+    padding: Annotated[int, range(1 << 7)] = 0
+    num_message_bits: Annotated[int, range(1 << 5)] = 0
+
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return ``[c_out, H', W']`` of maps ``[c_in, H, W]``, else ValueError."""
+        if len(getattr(self.weights, "shape", ())) != 4:
+            raise ValueError("weights have no four axes; [c_out, c_in, k, l] is allowed")
+        c_out, c_in, *kernel = self.weights.shape
+        size = [
+            (n + 2 * self.padding - k) // self.stride + 1
+            for n, k in zip(shape[1:], kernel, strict=False)
+        ]
+        if len(shape) != 3 or shape[0] != c_in or min(size) < 1:
+            kernel_text = " x ".join(map(str, kernel))
+            raise ValueError(
+                f"maps {shape} for {c_in} channels and a kernel of {kernel_text}; "
+                "[c_in, H, W] no smaller than the kernel is allowed"
+            )
+        return (c_out, *size)
+
+
+def wrapped(x: Integers) -> Integers:
+    """Wrap sums to 24 bits signed, as Lava's convolution does."""
+    return (x + HALF_RANGE) % (2 * HALF_RANGE) - HALF_RANGE
+
+
 def integrate(a: Integers, state: LIFState | None, parameters: LIFParameters) -> LIFState:
     """Return current and membrane ``[..., n]`` before the spike; equations in :func:`lif_step`."""
-    u, v = state or (0, 0)
-    u = _decay(u, parameters.du + 1) + (a << 6)
+    v = state.v if state else 0
+    u = charged(a, state, parameters)
     u = u - (u > HALF_RANGE) * (2 * HALF_RANGE) + (u <= -HALF_RANGE) * (2 * HALF_RANGE)
     v = _decay(v, parameters.dv) + u + (parameters.bias_mant << parameters.bias_exp)
     return LIFState(u, _clip(v, -STATE_LIMIT, STATE_LIMIT))
+
+
+def charged(a: Integers, state: LIFState | None, parameters: LIFParameters) -> Integers:
+    """Return the current before it wraps: it will where it is above 2^23, or -2^23 and less."""
+    u = state.u if state else 0
+    return _decay(u, parameters.du + 1) + (a << 6)
 
 
 def lif_step(
@@ -141,10 +182,16 @@ def lif_step(
     >>> spikes.tolist(), state.u.tolist(), state.v.tolist()
     ([0, 1], [192, 256], [192, 0])
     """
-    u, v = integrate(a, state, parameters)
-    spikes = (v > (parameters.vth << 6)) * 1
+    spikes, after = fire(integrate(a, state, parameters), parameters)
     for part in (spikes, *(state or ())):
         _check_shape("LIF input", a, part)
+    return spikes, after
+
+
+def fire(state: LIFState, parameters: LIFParameters) -> tuple[Integers, LIFState]:
+    """Return spikes, and the state after the reset to zero; the end of :func:`lif_step`."""
+    u, v = state
+    spikes = (v > (parameters.vth << 6)) * 1
     return spikes, LIFState(u, v * (1 - spikes))
 
 

@@ -89,10 +89,12 @@ def sizes_of(context: Context) -> dict[str, int]:
     """Return the length of the rows of each synapse; refuse weights that are not stored as such.
 
     A projected gradient of an effective weight is not projected any more when it has gone through
-    a map to the stored one.
+    a map to the stored one, unless that multiplies by one number. Weights that are rounded behind
+    it (``LoihiWeights``) are protected up to their rounding.
     """
     synapses = context.network.synapses
-    if mapped := [name for name, synapse in synapses.items() if synapse.maps]:
+    mapped = [n for n, synapse in synapses.items() if not all(m.scales for m in synapse.maps)]
+    if mapped:
         raise PairingError(
             f"method 'hlop' protects weights as they are stored, but {mapped} pass through maps "
             f"({', '.join(type(m).__name__ for m in synapses[mapped[0]].maps)}); use a network "

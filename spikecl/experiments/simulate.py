@@ -1,0 +1,406 @@
+"""A file on every backend: the same samples, one record from each, and where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import nir
+import numpy as np
+import torch
+from spikecl_hardware import energy
+from spikecl_hardware.graph import Meta, read
+from spikecl_hardware.loihi import lava
+from spikecl_hardware.loihi.decode import logits
+from spikecl_hardware.loihi.emulator import NUMPY, STATES, Arrays, emulate
+from spikecl_hardware.loihi.messages import cut, quantise_input
+from spikecl_hardware.loihi.operations import Counts, count, estimate, estimate_rows
+from spikecl_hardware.loihi.program import INPUT, Program
+from spikecl_hardware.record import Record
+from spikecl_hardware.report import Report, compare
+
+from spikecl.components import from_table
+from spikecl.encoding.encoders import InputStatistics
+from spikecl.errors import HardwareError, UsageError
+from spikecl.experiments.export import hardware_errors
+from spikecl.experiments.trained import TaskData, as_input
+from spikecl.interop.loihi import TorchArrays
+from spikecl.interop.nir_in import from_nir
+from spikecl.networks import Network
+from spikecl.registry import ENCODINGS
+from spikecl.storage import write_json, writing
+from spikecl.streams import Stream
+
+Backend = Literal["torch", "emulator", "lava"]
+BACKENDS = ("torch", "emulator", "lava")
+BATCH = 250
+LAVA_SAMPLES = 20
+COMPARED = 50
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Lava:
+    """How Lava is run: configuration, arithmetic, interpreter, seconds for one batch."""
+
+    config: str = "Loihi2SimCfg"
+    arithmetic: str = "fixed_pt"
+    python: str | None = None
+    limit_s: float = 600.0
+
+
+class Result(NamedTuple):
+    """One backend on one test set.
+
+    Args:
+        samples: Samples that were run.
+        accuracy: Share of right answers.
+        rates: Mean spikes of a neuron and step.
+        notes: Counts such as ``overflowed`` and ``saturated``.
+        operations: Per sample; None where a network has no program.
+    """
+
+    samples: int
+    accuracy: float
+    rates: dict[str, float]
+    notes: dict[str, dict[str, int]]
+    operations: Counts | None
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """Backends on test sets: by set and backend."""
+
+    file: Path
+    results: dict[str, dict[str, Result]]
+    comparisons: dict[str, Report] = field(default_factory=dict)
+    records: dict[str, dict[str, Record]] = field(default_factory=dict)
+
+    def accuracies(self, backend: str) -> list[float]:
+        """Return the accuracy of each test set."""
+        return [found[backend].accuracy for found in self.results.values()]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each set and backend."""
+        made = []
+        for name, found in self.results.items():
+            for backend, result in found.items():
+                row = {
+                    "set": name,
+                    "backend": backend,
+                    "samples": result.samples,
+                    "accuracy": result.accuracy,
+                    "synaptic events": None,
+                    "neuron updates": None,
+                    "energy nJ (estimate)": None,
+                }
+                if result.operations is not None:
+                    row["synaptic events"] = result.operations.synaptic_events
+                    row["neuron updates"] = result.operations.neuron_updates
+                    priced = estimate(result.operations)
+                    row["energy nJ (estimate)"] = priced.total_pj / 1000
+                made.append(row)
+        return made
+
+    def energies(self) -> list[dict[str, Any]]:
+        """Return estimates by table for the last backend of the first set, with their sources."""
+        for result in reversed(next(iter(self.results.values())).values()):
+            if result.operations is not None:
+                tables = (energy.LOIHI, energy.INT8_45NM, energy.FLOAT32_45NM)
+                return estimate_rows(result.operations, tables)
+        return []
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything but the arrays, as JSON takes it."""
+        return {
+            "format_version": 1,
+            "file": self.file.name,
+            "rows": self.rows(),
+            "energy": self.energies(),
+            "notes": {
+                name: {b: r.notes for b, r in found.items()} for name, found in self.results.items()
+            },
+            "rates": {
+                name: {b: r.rates for b, r in found.items()} for name, found in self.results.items()
+            },
+            "comparisons": {
+                name: {**r.as_dict(), "rows": r.rows()} for name, r in self.comparisons.items()
+            },
+        }
+
+
+def simulate(
+    file: str | Path,
+    backends: Sequence[str] = ("emulator",),
+    *,
+    sets: Sequence[str] | None = None,
+    samples: int | None = None,
+    data: str | None = None,
+    data_dir: str | Path | None = None,
+    stream: Stream | None = None,
+    device: str = "cpu",
+    states: Sequence[str] = (),
+    lava_options: Lava | None = None,
+    keep: bool = False,
+    show: Progress | None = None,
+) -> Simulation:
+    """Run an exported network on its test data.
+
+    Args:
+        file: A Loihi program (``.h5``), or a NIR graph (``.nir``) for the backend ``torch``.
+        backends: ``torch`` is the float simulation of the graph, ``emulator`` the integers on
+            numpy (on tensors where ``device`` is ``cuda`` or there is a compiler), ``lava`` Lava.
+            With several, the first is the reference that the others are compared with.
+        sets: Test sets by name; by default all of the stream.
+        samples: Samples of each set; by default all, 20 for Lava.
+        data: Another data set than the one in the file, of the same shape.
+        data_dir: Folder with data sets.
+        stream: Test sets of your own, or of a run that was made from Python objects.
+        device: Of ``torch`` and ``emulator``.
+        states: ``u``, ``v`` or both, to be kept in the records.
+        lava_options: How Lava is run.
+        keep: Whether the records of the first samples of each set are returned.
+        show: Called with a backend, samples done and samples in all.
+
+    Raises:
+        HardwareError: The file is damaged or of another version, a backend is missing.
+        UsageError: An unknown backend or test set.
+    """
+    path = Path(file)
+    if set(backends) - set(BACKENDS) or not backends or len(set(backends)) < len(backends):
+        raise UsageError(f"backends {list(backends)}; {', '.join(BACKENDS)} are allowed, each once")
+    if unknown := set(states) - set(STATES):
+        raise UsageError(f"states {sorted(unknown)}; {', '.join(STATES)} are allowed")
+    if samples is not None and samples < 1:
+        raise UsageError(f"samples={samples}; 1 or more are allowed")
+    with hardware_errors():
+        loaded = _Loaded.read(path, backends, device, lava_options or Lava(), tuple(states))
+        folder = None if data_dir is None else Path(data_dir)
+        tests = _tests(loaded.meta, stream, data, folder)
+        chosen = tests.sets if sets is None else list(sets)
+        if not chosen or set(chosen) - set(tests.sets):
+            raise UsageError(f"test sets {chosen}; there are {', '.join(tests.sets)}")
+        if samples is None and "lava" in backends:
+            samples = LAVA_SAMPLES
+        found: dict[str, dict[str, Result]] = {}
+        reports: dict[str, Report] = {}
+        records: dict[str, dict[str, Record]] = {}
+        for name in chosen:
+            found[name], first, labels = {}, {}, np.zeros(0)
+            for backend in backends:
+                run = _run_set(loaded, backend, tests, name, samples, show)
+                found[name][backend], first[backend], labels = run
+            if len(backends) > 1 and loaded.program is not None:
+                reports[name] = compare(loaded.program, list(first.values()), labels=labels)
+            if keep:
+                records[name] = first
+    return Simulation(path, found, reports, records)
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """What a file holds, ready for its backends."""
+
+    meta: Meta
+    program: Program | None
+    network: Network | None
+    shape: tuple[int, ...]
+    arrays: Arrays
+    device: torch.device
+    lava_options: Lava
+    states: tuple[str, ...]
+
+    @classmethod
+    def read(
+        cls,
+        path: Path,
+        backends: Sequence[str],
+        device: str,
+        options: Lava,
+        states: tuple[str, ...],
+    ) -> _Loaded:
+        if device not in ("cpu", "cuda"):
+            raise UsageError(f"device {device!r}; cpu or cuda are allowed")
+        arrays = TorchArrays(device) if "emulator" in backends or device == "cuda" else NUMPY
+        program, graph = None, None
+        if path.suffix == ".nir":
+            graph = read(path)
+            if others := [b for b in backends if b != "torch"]:
+                raise HardwareError(
+                    f"{path}: a graph of floats does not run on {', '.join(others)}; make a "
+                    "program of it with 'spikecl export RUN --to loihi'"
+                )
+        else:
+            program = Program.load(path)
+            if "torch" in backends:
+                graph = _graph_beside(path, program)
+        meta = Meta.of(graph) if graph is not None else _meta(path, program)
+        network, shape = None, () if program is None else program.input_shape
+        if graph is not None:
+            network = from_nir(graph).to(device)
+            shape = tuple(int(n) for n in graph.nodes["input"].input_type["input"])
+        return cls(meta, program, network, shape, arrays, torch.device(device), options, states)
+
+    def run(self, backend: str, x: torch.Tensor) -> tuple[Record, np.ndarray[Any, Any]]:
+        """Return what a backend did with encoded input, and its logits."""
+        x = as_input(x, self.shape)
+        if backend == "torch":
+            return self._float(x)
+        assert self.program is not None
+        whole = quantise_input(self.program, x.cpu().numpy())
+        if backend == "emulator":
+            record = emulate(self.program, whole, states=self.states, arrays=self.arrays)
+        else:
+            record = lava.run(self.program, whole, states=self.states, **asdict(self.lava_options))
+        notes = {**record.notes, "cut": {INPUT: cut(self.program, x.cpu().numpy())}}
+        return replace(record, notes=notes), logits(record.outputs, self.program.readout)
+
+    @torch.no_grad()
+    def _float(self, x: torch.Tensor) -> tuple[Record, np.ndarray[Any, Any]]:
+        assert self.network is not None
+        x = x.to(self.device, next(self.network.parameters()).dtype)
+        recording = self.network.record(x, variables=["spikes"])
+        output = self.network(x)
+        spikes = {
+            name: np.asarray(found["spikes"]).astype(np.uint8)
+            for name, found in recording.traces.items()
+        }
+        made = Record(
+            backend=f"torch, {self.device.type}",
+            inputs=x.cpu().numpy(),
+            spikes=spikes,
+            outputs=_answers(output.steps, len(x)),
+        )
+        return made, output.logits.cpu().numpy()
+
+
+def _answers(steps: torch.Tensor, count_: int) -> np.ndarray[Any, Any]:
+    """Return outputs at every step; a mean that was taken before stands for all."""
+    found: np.ndarray[Any, Any] = steps.expand(count_, *steps.shape[1:]).cpu().numpy()
+    return found
+
+
+def _tests(meta: Meta, stream: Stream | None, data: str | None, data_dir: Path | None) -> TaskData:
+    """Return the test data that a file speaks of, encoded as it says."""
+    told = meta.encoder.get("statistics")
+    statistics = InputStatistics(**told) if told else None
+    if stream is not None:
+        name = meta.encoder.get("name")
+        if name is None:
+            raise HardwareError("the file names no encoder; run it with emulate(program, inputs)")
+        encoder = from_table(ENCODINGS.get(name), meta.encoder["options"], f"encoding.{name}")
+        return TaskData(stream, encoder, statistics=statistics)
+    if not meta.config:
+        raise HardwareError(
+            "the file does not say which data it is for; hand in a stream from Python "
+            "(spikecl.simulate(file, stream=...))"
+        )
+    config = {k: dict(v) for k, v in meta.config.items()}
+    if data is not None:
+        config["data"] = {**config["data"], "name": data}
+    return TaskData.of_config(config, statistics=statistics, data_dir=data_dir)
+
+
+def _graph_beside(path: Path, program: Program) -> nir.NIRGraph:
+    name = program.manifest.get("graph")
+    if name is None:
+        raise HardwareError(
+            f"{path}: its neurons were trained as integers, there is no float simulation of it; "
+            "use the backends emulator and lava"
+        )
+    beside = path.with_name(name)
+    if not beside.is_file():
+        raise HardwareError(f"{beside}: the graph that {path.name} was made from is missing")
+    return read(beside)
+
+
+def _meta(path: Path, program: Program | None) -> Meta:
+    assert program is not None
+    try:
+        told = dict(program.manifest["meta"])
+        return Meta(**{**told, "classes": tuple(told["classes"])})
+    except (KeyError, TypeError):
+        raise HardwareError(f"{path}: its manifest says nothing of encoder and data") from None
+
+
+def _run_set(
+    loaded: _Loaded,
+    backend: str,
+    tests: TaskData,
+    name: str,
+    samples: int | None,
+    show: Progress | None,
+) -> tuple[Result, Record, np.ndarray[Any, Any]]:
+    """Return one backend on one set, its first record, and the labels of that."""
+    hits, done, first, labels = 0, 0, None, np.zeros(0)
+    notes: dict[str, dict[str, int]] = {}
+    rates: dict[str, float] = {}
+    counts: Counts | None = None
+    total = tests.size(name)
+    total = total if samples is None else min(samples, total)
+    for batch in tests.batches(name, size=BATCH, samples=samples):
+        record, made = loaded.run(backend, batch.x)
+        hits += tests.hits(torch.from_numpy(np.asarray(made)), batch.y, name)
+        share = len(batch.y) / total
+        for layer, rate in record.rates.items():
+            rates[layer] = rates.get(layer, 0.0) + share * rate
+        for kind, by_layer in record.notes.items():
+            seen = notes.setdefault(kind, {})
+            for layer, number in by_layer.items():
+                seen[layer] = seen.get(layer, 0) + number
+        if first is None:
+            first = _cut(record)
+            labels = batch.y[:COMPARED].numpy()
+            if loaded.program is not None and backend != "torch":
+                counts = count(loaded.program, first)
+        done += len(batch.y)
+        if show is not None:
+            show(f"{name} {backend}", done, total)
+    assert first is not None
+    return Result(done, hits / max(done, 1), rates, notes, counts), first, labels
+
+
+def _cut(record: Record) -> Record:
+    """Return the first samples of a record, which are compared and counted."""
+    return Record(
+        backend=record.backend,
+        inputs=record.inputs[:, :COMPARED],
+        spikes={name: s[:, :COMPARED] for name, s in record.spikes.items()},
+        outputs=record.outputs[:, :COMPARED],
+        states={n: {k: v[:, :COMPARED] for k, v in s.items()} for n, s in record.states.items()},
+        notes=record.notes,
+    )
+
+
+def save(simulation: Simulation, records: str | Path | None = None) -> Path:
+    """Write ``simulation.json`` beside the file, for reports, and kept records as ``.npz``."""
+    target = None if records is None else npz(records)
+    path = simulation.file.with_name("simulation.json")
+    write_json(path, simulation.as_dict())
+    if target is None:
+        return path
+    arrays: dict[str, Any] = {}
+    for name, by_backend in simulation.records.items():
+        for backend, record in by_backend.items():
+            place = f"{name}/{backend}"
+            arrays |= {f"{place}/inputs": record.inputs, f"{place}/outputs": record.outputs}
+            arrays |= {f"{place}/{layer}/spikes": s for layer, s in record.spikes.items()}
+            for layer, kept in record.states.items():
+                arrays |= {f"{place}/{layer}/{key}": values for key, values in kept.items()}
+    temporary = target.with_name(f".{target.name}.tmp.npz")
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(temporary, **arrays)
+        temporary.replace(target)
+    return path
+
+
+def npz(path: str | Path) -> Path:
+    """Return where records go: a file called ``.npz``."""
+    path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a file in it, such as {path / 'records.npz'}")
+    return path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
