@@ -185,16 +185,17 @@ class Network(nn.Module):
 
     def _in_parts(self, parts: Sequence[Tensor], run: Pass) -> Tensor:
         """Return the same from parts in time, one after the other: the state goes along."""
-        outputs = []
-        for part in parts:
-            outputs.append(self._steps(part, run))
-            run.state = {**run.state, **run.after}
-        if not self.mean_first:
-            return torch.cat(outputs)
+        outputs: list[Tensor] = []
         steps = sum(map(len, parts))
-        return torch.stack([y * (len(p) / steps) for y, p in zip(outputs, parts, strict=True)]).sum(
-            0
-        )
+        for part in parts:
+            made = self._steps(part, run)
+            run.state = {**run.state, **run.after}
+            if self.mean_first:
+                made = made * (len(part) / steps)
+                outputs = [outputs[0] + made if outputs else made]
+            else:
+                outputs.append(made)
+        return torch.cat(outputs)
 
     def _check(self, x: Tensor, state: Mapping[str, State] | None, weight: Tensor) -> None:
         """Refuse input that no layer could take, and state of another network."""
