@@ -1,6 +1,6 @@
 """Renders the committed results of benchmarks: nobody types a number into the documentation.
 
-    python docs/results.py              writes benchmarks.md, kernels.md and to_loihi.md in docs/generated
+    python docs/results.py      writes benchmarks.md, kernels.md, to_loihi.md in docs/generated
 
 A file ``benchmarks/results/NAME.json`` says how it was made (``command``, ``commit``, ``versions``,
 ``cpu``, ``threads``, ``notes``) and holds ``rows`` (label, text columns, and ``metrics`` with n,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -11,7 +12,10 @@ from typing import Any
 import nir
 import numpy as np
 
+from spikecl_hardware.files import replacing
+
 KEY = "spikecl"
+SEAL = "spikecl_sha256"
 DT = 1e-4
 """Seconds of a step that snnTorch's reader assumes, and files without one are given."""
 
@@ -87,10 +91,49 @@ def read(path: str | Path) -> nir.NIRGraph:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        return nir.read(str(path), type_check=False)  # chain() checks, and names the node
+        graph = nir.read(str(path), type_check=False)  # chain() checks, and names the node
     except Exception as error:  # h5py and nir raise what they like at foreign content
         text = " ".join(str(error).split())
         raise GraphError(f"{path}: no NIR file, or cut short ({text}); export again") from None
+    seal = getattr(graph, "metadata", {}).get(SEAL)
+    if seal is not None and seal != checksum(graph):
+        raise GraphError(
+            f"{path}: the checksum does not fit its content; export again (whoever changed the "
+            f"graph on purpose removes '{SEAL}' from its metadata)"
+        )
+    return graph
+
+
+def write(graph: nir.NIRGraph, path: str | Path) -> Path:
+    """Write a ``.nir`` file with a checksum, whole or not at all."""
+    path = Path(path)
+    sealed = nir.NIRGraph(graph.nodes, graph.edges, metadata=graph.metadata, type_check=False)
+    sealed.metadata = {**graph.metadata, SEAL: checksum(graph)}
+    with replacing(path) as temporary:
+        nir.write(str(temporary), sealed)
+    return path
+
+
+def checksum(graph: nir.NIRGraph) -> str:
+    """Return the SHA-256 of nodes, edges and metadata, whatever type their numbers are kept as."""
+    edges = [f"{a} {b}" for a, b in sorted(graph.edges)]
+    told = [f"{k} {v}" for k, v in sorted(graph.metadata.items()) if k != SEAL]
+    digest = hashlib.sha256("\n".join([*edges, *told]).encode())
+    for name, node in sorted(graph.nodes.items()):
+        digest.update(f"{name} {type(node).__name__}".encode())
+        if isinstance(node, nir.NIRGraph):
+            digest.update(checksum(node).encode())
+            continue
+        for key, value in sorted(vars(node).items()):
+            if key in ("metadata", "input_type", "output_type") or value is None:
+                continue
+            if isinstance(value, str | bytes):
+                digest.update(f"{key} {value!r}".encode())
+            else:
+                array = np.atleast_1d(np.asarray(value, dtype=np.float64))
+                digest.update(f"{key} {array.shape}".encode())
+                digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def flattened(graph: nir.NIRGraph) -> nir.NIRGraph:

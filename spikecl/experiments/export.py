@@ -11,8 +11,7 @@ from typing import Any, Literal, NamedTuple
 import nir
 import numpy as np
 import torch
-from spikecl_hardware.files import replacing
-from spikecl_hardware.graph import GraphError, Meta
+from spikecl_hardware.graph import GraphError, Meta, write
 from spikecl_hardware.loihi import limits, netx
 from spikecl_hardware.loihi.lava import LavaError
 from spikecl_hardware.loihi.program import Program, ProgramError
@@ -178,8 +177,8 @@ def is_whole(network: Network) -> bool:
 
 def save_graph(graph: nir.NIRGraph, path: Path) -> None:
     """Write a NIR file, whole or not at all."""
-    with _place(path), replacing(path) as temporary:
-        nir.write(str(temporary), graph)
+    with _place(path):
+        write(graph, path)
 
 
 @contextlib.contextmanager

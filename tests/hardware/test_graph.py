@@ -2,9 +2,11 @@
 
 import json
 
+import h5py
 import nir
 import numpy as np
 import pytest
+from spikecl_hardware import graph as module
 from spikecl_hardware.graph import KEY, GraphError, Meta, check_node, flattened, read
 
 ONE = np.ones(3)
@@ -187,3 +189,46 @@ def test_metadata_are_text_that_others_can_read():
     made = graph()
     Meta(steps=3).attach(made)
     assert json.loads(made.metadata[KEY])["steps"] == 3
+
+
+def test_a_sealed_file_is_whole_or_refused(tmp_path):
+    path = module.write(small(), tmp_path / "a.nir")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nir"]
+    again = module.read(path)
+    assert module.checksum(again) == again.metadata[module.SEAL] == module.checksum(small())
+    module.write(again, path)
+    assert module.read(path).metadata == again.metadata
+    with h5py.File(path, "r+") as file:
+        weights = file["node/nodes/a.synapse/weight"]
+        weights[0, 0] = np.nextafter(weights[0, 0], 1)
+    with pytest.raises(GraphError, match="a.nir: the checksum does not fit"):
+        module.read(path)
+
+
+def test_the_checksum_sees_every_part():
+    sums = {module.checksum(small())}
+    for change in ("bias", "tau", "edge", "name", "meta"):
+        made = small()
+        if change == "edge":
+            made.edges.append(("a.neuron", "a.synapse"))
+        elif change == "name":
+            made.nodes["b"] = made.nodes.pop("a.neuron")
+        elif change == "meta":
+            made.metadata = {"a": "b"}
+        else:
+            node = made.nodes["a.synapse" if change == "bias" else "a.neuron"]
+            setattr(node, change, getattr(node, change) * 1.5)
+        sums.add(module.checksum(made))
+    assert len(sums) == 6
+
+
+def small():
+    one = np.ones(2)
+    nodes = {
+        "input": nir.Input(np.array([3])),
+        "a.synapse": nir.Affine(np.arange(6.0).reshape(2, 3), one),
+        "a.neuron": nir.LIF(tau=one, r=one, v_leak=one, v_threshold=one, v_reset=one),
+        "output": nir.Output(np.array([2])),
+    }
+    edges = [("input", "a.synapse"), ("a.synapse", "a.neuron"), ("a.neuron", "output")]
+    return nir.NIRGraph(nodes, edges)
