@@ -279,7 +279,8 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """Run an exported network on its test data: accuracy, operations, energy (estimated)."""
-    from spikecl.experiments.simulate import Lava, npz, save
+    from spikecl.experiments.backends import Lava
+    from spikecl.experiments.simulate import npz, save
     from spikecl.experiments.simulate import simulate as run_file
 
     output = output and npz(output)

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import nir
 import numpy as np
 import torch
-from spikecl_hardware.graph import GraphError, Meta, write
+from spikecl_hardware.graph import GraphError, Meta, checksum, write
 from spikecl_hardware.loihi import limits, netx
 from spikecl_hardware.loihi.lava import LavaError
 from spikecl_hardware.loihi.program import Program, ProgramError
@@ -156,7 +156,8 @@ def _write(
             taken = tuple(int(n) for n in graph.nodes["input"].input_type["input"])
             seen = as_input(calibration.detach().cpu(), taken).numpy()
         program = quantise(graph, calibration=seen, options=_fitting(options, to))
-        program = replace(program, manifest={**program.manifest, "graph": graph_path.name})
+        made_from = {"graph": graph_path.name, "graph_sha256": checksum(graph)}
+        program = replace(program, manifest={**program.manifest, **made_from})
     cores = tuple(limits.check(program, chip, chips=chips))
     if to == "netx":
         with _place(path):

@@ -17,6 +17,7 @@ import spikecl
 from spikecl.errors import DataError, HardwareError, RunError, SpikeclError, UsageError
 from spikecl.experiments import parse_config, run_config
 from spikecl.experiments import simulate as module
+from spikecl.experiments.backends import Lava
 from spikecl.experiments.trained import TaskData
 from spikecl.networks import SpikingMlp
 from spikecl.neurons import LIF, Reset
@@ -238,12 +239,12 @@ def test_no_gpu_and_no_lava(program, monkeypatch):
     for backend in ("torch", "emulator"):
         with pytest.raises(UsageError, match="no GPU that torch sees"):
             spikecl.simulate(program, [backend], device="cuda")
-    none = module.Lava(python="/nonexistent")
+    none = Lava(python="/nonexistent")
     with pytest.raises(HardwareError, match="no Python '/nonexistent'"):
         spikecl.simulate(program, ["lava"], lava_options=none)
     monkeypatch.setattr(lava, "_PROBE", "print('{')")
     with pytest.raises(HardwareError, match="does not work as Python"):
-        spikecl.simulate(program, ["lava"], lava_options=module.Lava(python=sys.executable))
+        spikecl.simulate(program, ["lava"], lava_options=Lava(python=sys.executable))
 
 
 def test_a_program_without_its_graph(program, tmp_path):
