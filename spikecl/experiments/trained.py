@@ -131,7 +131,7 @@ class TaskData:
 
     def meta(self, calibration: Tensor, config: Mapping[str, Any] | None = None) -> Meta:
         """Return what a file says beside the network."""
-        encoder, names = self.encoder, self.stream.identity.get("class_names", ())
+        encoder, names = self.encoder, self.stream.class_names
         found = [calibration[:1] if calibration.stride(0) == 0 else calibration]
         if not encoder.random and not encoder.temporal:  # black and white, whatever was seen
             shape = (2, *self.stream.input_shape)

@@ -90,6 +90,7 @@ def _stream(
         make,
         eval_sets,
         source.data.temporal,
+        source.data.class_names,
     )
 
 
@@ -219,6 +220,7 @@ def joint(base: Stream) -> Stream:
         make,
         {name: replace(e, taught=(0,)) for name, e in base.eval_sets.items()},
         base.temporal,
+        base.class_names,
     )
 
 

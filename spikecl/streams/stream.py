@@ -39,6 +39,7 @@ class Stream:
         make: From a position to the event there.
         eval_sets: Test sets by name, one per task, independent of the events.
         temporal: Whether axis 0 of a sample is time.
+        class_names: Empty, or one name for each class.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Stream:
     make: Callable[[int], Event]
     eval_sets: Mapping[str, EvalSet]
     temporal: bool = False
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.length

@@ -18,6 +18,7 @@ import spikecl
 from spikecl.errors import HardwareError, InteropError, RunError, UsageError
 from spikecl.experiments import export as module
 from spikecl.experiments import load, parse_config, run_config
+from spikecl.experiments.trained import TaskData
 from spikecl.interop import from_nir
 from spikecl.networks import SpikingMlp, initialise
 from spikecl.neurons import ALIF, LIF, LoihiLIF, Reset
@@ -253,3 +254,17 @@ def test_only_finished_runs(record, tmp_path):
         spikecl.export("runs/x")
     with pytest.raises(UsageError, match="give a path and the input_shape"):
         spikecl.export(network())
+
+
+def test_classes_keep_their_names(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 255, (60, 4, 4)).astype(np.uint8), np.arange(60) % 3
+    np.savez(tmp_path / "toy.npz", x_train=x[:45], y_train=y[:45], x_test=x[45:], y_test=y[45:])
+    data = replace(spikecl.load_data(tmp_path / "toy.npz"), class_names=("a", "b", "c"))
+    for stream, names in (
+        (spikecl.permuted(data, experiences=2), ("a", "b", "c")),
+        (spikecl.joint(spikecl.split_classes(data, experiences=1)), ("a", "b", "c")),
+        (spikecl.permuted(replace(data, class_names=()), experiences=1), ("0", "1", "2")),
+    ):
+        tests = TaskData(stream, spikecl.Direct(steps=2))
+        assert tests.meta(tests.calibration(8)).classes == names
