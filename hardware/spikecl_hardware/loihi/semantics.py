@@ -84,7 +84,7 @@ class DenseParameters(_Registers):
     """
 
     weights: Annotated[Integers, range(1 - (1 << 31), 1 << 31)]
-    weight_exp: Annotated[int, range(-7, 8)] = 0
+    weight_exp: Annotated[int, range(-8, 8)] = 0
     num_weight_bits: Annotated[int, range(1, 9)] = 8
     sign_mode: SignMode | None = None
     num_message_bits: Annotated[int, range(1 << 5)] = 0

@@ -76,7 +76,7 @@ def _dense(rng, number, shape):
         low, high = ((0, 256), (-256, 1), (-256, 256))[number % 3]
     return DenseParameters(
         rng.integers(low, high, shape),
-        weight_exp=number % 15 - 7,
+        weight_exp=-8 if number % 11 == 0 else number % 15 - 7,
         num_weight_bits=1 + number % 8,
         sign_mode=mode,
     )

@@ -201,7 +201,7 @@ def programs(draw):
             return ConvParameters(weights, stride, padding, message)
         return DenseParameters(
             rng.integers(low, high + 1, (int(np.prod(target)), int(np.prod(source)))),
-            weight_exp=int(rng.choice([0, 0, *range(-7, 8)])),
+            weight_exp=int(rng.choice([0, 0, *range(-8, 8)])),
             num_weight_bits=int(rng.choice([8, 8, *range(1, 9)])),
             sign_mode=rng.choice([None, None, *SignMode]),
             num_message_bits=message,

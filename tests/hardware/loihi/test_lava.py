@@ -73,7 +73,7 @@ def test_the_random_programs_use_all_that_programs_may_have():
             spikes += int(record.spikes[name].sum())
         for c in program.connections:
             (dense if isinstance(c.synapses, DenseParameters) else conv).append(c.synapses)
-    assert {s.weight_exp for s in dense} == set(range(-7, 8))
+    assert {s.weight_exp for s in dense} == set(range(-8, 8))
     assert {s.num_weight_bits for s in dense} == set(range(1, 9))
     assert len({s.sign_mode for s in dense}) == 4
     assert {min(s.num_message_bits, 1) for s in dense} == {0, 1}

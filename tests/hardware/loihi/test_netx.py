@@ -325,7 +325,7 @@ UP = DenseParameters(np.full((12, 3), 2))
         (dense([0, 0]), "'layer 0': weights from 0 to 0"),
         (dense([-100, -128]), "'layer 0': netx would clip the weight -128"),
         (dense([0, -64]), "'layer 0': netx would clip the weight -64"),
-        (dense([0, -1], num_message_bits=0), "'layer 0': weights that netx does not store"),
+        (dense([0, -1], num_message_bits=0), "'layer 0': netx would clip the weight -1"),
         (
             extra(("layer 0", "layer 2", WIDE)),
             "'layer 0' sends to 'layer 1', 'layer 2'; netx runs one",

@@ -104,7 +104,7 @@ def programs(draw):
     def dense(n_out, n_in):
         return DenseParameters(
             draw(ints(1 - 2**31, 2**31 - 1, (n_out, n_in))),
-            draw(st.integers(-7, 7)),
+            draw(st.integers(-8, 7)),
             draw(st.integers(1, 8)),
             draw(st.sampled_from([None, *SignMode])),
             draw(bits),

@@ -92,7 +92,7 @@ def layers(draw):
         "weights": draw(st.lists(row, min_size=n_out, max_size=n_out)),
         "sign_mode": draw(st.sampled_from([None, *SignMode])),
         "num_weight_bits": draw(st.integers(1, 8)),
-        "weight_exp": draw(st.integers(-7, 7)),
+        "weight_exp": draw(st.integers(-8, 7)),
         "num_message_bits": draw(st.sampled_from([0, 1, 16])),
         "neurons": draw(st.lists(registers(LOW_OR_ANY), min_size=n_out, max_size=n_out)),
         "input": draw(st.lists(spikes, min_size=1, max_size=8)),
@@ -306,7 +306,7 @@ def test_neuron_registers_have_widths(wrong):
     "wrong",
     [
         {"weights": np.array([[2**31]])},
-        {"weight_exp": -8},
+        {"weight_exp": -9},
         {"weight_exp": 8},
         {"num_weight_bits": 0},
         {"num_weight_bits": 9},

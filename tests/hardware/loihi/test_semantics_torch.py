@@ -29,7 +29,7 @@ def random_layer(rng, mode, bits, *, graded):
     low, high = (0, 300) if mode is SignMode.EXCITATORY else (-300, 300)
     dense = DenseParameters(
         rng.integers(low, high, (5, 7)),
-        weight_exp=int(rng.integers(-7, 8)),
+        weight_exp=int(rng.integers(-8, 8)),
         num_weight_bits=bits,
         sign_mode=mode,
         num_message_bits=16 * graded,
