@@ -30,19 +30,30 @@ from spikecl.networks import Plasticity
 from spikecl.neurons import LIF, MODELS, SURROGATES, Escape, SpikingNeuron
 from spikecl.neurons.neuron import Resetting
 from spikecl.neurons.values import Range, ranges
+from spikecl.optim import SCHEDULES
 from spikecl.registry import METHODS, TRAINERS
 from spikecl.streams import CLASS_IL, DOMAIN_IL, TASK_FREE, TASK_IL, Reveal
 
 SECTIONS = ("run", "data", "stream", "encoding", "network", "trainer")
 SECTIONS += ("loss", "optimiser", "train", "method", "checkpoint", "kernels")
 TABLES = {"data": {"frames": Frames}}  # keys that are tables of their own
-NAMED = {"model": ("neuron-models", MODELS), "shape": ("surrogates", SURROGATES)}
+NAMED = {
+    "model": ("neuron-models", MODELS),
+    "shape": ("surrogates", SURROGATES),
+    "kind": ("schedules", SCHEDULES),
+}
 NEURONS = """
 ## Neuron models
 
 What `neuron` and `output` of a network may be: a name, or a table such as
 `{model = "alif", beta = 0.95}`. A number of a neuron may also be a list with one entry for each
 neuron. Equations, and which model to take, are in [Neurons](neurons.md).
+"""
+SCHEDULES_LEAD = """
+## Schedules
+
+What `schedule` of an optimiser may be: a name, or a table such as
+`{kind = "cosine", warmup = 0.1}`.
 """
 SHAPES = """## Surrogates
 
@@ -54,12 +65,14 @@ What `surrogate` of a neuron may be: a name, or a table such as
 def main(folder: Path) -> None:
     """Write the generated parts of the pages, and ``spikecl.schema.json``, into a folder."""
     assert set(SECTIONS) == {*FIXED, *CHOICES}
-    parts = [section(name) + (neurons() if name == "network" else "") for name in SECTIONS]
+    behind = {"network": neurons, "optimiser": schedules}
+    parts = [section(name) + (behind[name]() if name in behind else "") for name in SECTIONS]
     write(folder / "configuration.md", "\n".join(parts))
     write(folder / "models.md", models())
     write(folder / "names.md", names())
     write(folder / "reveal.md", reveal())
     write(folder / "needs.md", needs())
+    write(folder / "trainers.md", trainers())
     write(folder / "data.md", data_sets())
     write(folder / "spikecl.schema.json", json.dumps(config_schema(), indent=1) + "\n")
 
@@ -112,6 +125,14 @@ def neurons() -> str:
     parts.append(SHAPES)
     for name, cls in SURROGATES.items():
         parts.append(f"### `{name}`\n\n{first(cls)}\n\n{table(cls)}\n")
+    return "\n".join(parts)
+
+
+def schedules() -> str:
+    """Return the reference of the schedules that an optimiser's key may name."""
+    parts = [SCHEDULES_LEAD]
+    for name, cls in SCHEDULES.items():
+        parts.append(f"### `{name}`\n\n{lead(cls)}\n\n{table(cls)}\n")
     return "\n".join(parts)
 
 
@@ -293,6 +314,17 @@ def needs() -> str:
         for name in registry.names():
             flags = ", ".join(f"`{flag}`" for flag in registry.get(name).needs.names())
             rows.append(f"| {kind} `{name}` | {flags or 'nothing'} |")
+    return "\n".join(rows) + "\n"
+
+
+def trainers() -> str:
+    """Return a table of the rules of credit assignment: what each is local in, holds and is."""
+    titles = ("name", "local in time", "local in space", "memory", "exact", "networks", "source")
+    rows = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for name in TRAINERS.table:
+        traits = TRAINERS.get(name).traits
+        own = f"[`{name}`](configuration.md#trainer{name})"
+        rows.append(f"| {own} | " + " | ".join(cell(text) for text in traits) + " |")
     return "\n".join(rows) + "\n"
 
 

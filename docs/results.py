@@ -1,6 +1,6 @@
 """Renders the committed results of benchmarks: nobody types a number into the documentation.
 
-    python docs/results.py      writes benchmarks.md, kernels.md, to_loihi.md in docs/generated
+    python docs/results.py      writes benchmarks.md, kernels.md, ... in docs/generated
 
 A file ``benchmarks/results/NAME.json`` says how it was made (``command``, ``commit``, ``versions``,
 ``cpu``, ``threads``, ``notes``) and holds ``rows`` (label, text columns, and ``metrics`` with n,
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,13 @@ CONTESTANTS = {
     "norse": "Norse",
     "spikingjelly": "SpikingJelly",
 }
+TASKS = {
+    "mnist": "MNIST",
+    "spoken_digits": "spoken digits",
+    "braille": "Braille",
+    "evidence": "delayed evidence",
+}
+NOTHING = "Nothing was measured.\n"
 NOT_ON_A_GPU = """Nothing has been measured on a GPU yet, and nothing has run on one: the `triton`
 kernels are tested in Triton's interpreter, and compiled without being launched; `CapturedStep` is
 tested with a recorder of operations in the place of CUDA. `python benchmarks/gpu_scan.py --write`
@@ -57,18 +64,21 @@ NBSP = "\N{NO-BREAK SPACE}"
 def main(source: Path, folder: Path) -> None:
     """Write ``benchmarks.md`` from all results in a folder; an empty page if there are none.
 
-    ``kernels.md`` and ``kernels_gpu.md`` show two of the files in a form of their own.
+    Others show one of the files in a form of their own, for the page that is about it.
     """
     files = sorted(source.glob("*.json")) if source.is_dir() else []
     write(folder / "benchmarks.md", "\n".join(render(path) for path in files))
     names = {path.name: path for path in files}
     scan, gpu = names.get("scan.json"), names.get("gpu_scan.json")
-    write(folder / "kernels.md", render_scan(scan) if scan else "Nothing was measured.\n")
+    write(folder / "kernels.md", render_scan(scan) if scan else NOTHING)
     write(folder / "kernels_gpu.md", render(gpu, title=False) if gpu else NOT_ON_A_GPU)
     loihi = names.get("to_loihi.json")
-    write(
-        folder / "to_loihi.md", render(loihi, title=False) if loihi else "Nothing was measured.\n"
-    )
+    write(folder / "to_loihi.md", render(loihi, title=False) if loihi else NOTHING)
+    tables = {"trainers_learn": learned, "trainers_hlop": protected, "trainers": costs}
+    for name, table in tables.items():
+        path = names.get(f"{name}.json")
+        made = render_as(path, table) if path else NOTHING
+        write(folder / f"{'trainers_cost' if name == 'trainers' else name}.md", made)
 
 
 def render(path: Path, *, title: bool = True) -> str:
@@ -124,6 +134,77 @@ def render_scan(path: Path) -> str:
         raise ValueError(f"{path}: cannot be shown: {error!r}") from error
 
 
+def render_as(path: Path, table: Callable[[Mapping[str, Any]], str]) -> str:
+    """Return the table of one file, and how it was made."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        parts = (table(content), notes(content), origin(content))
+        return "\n\n".join(part for part in parts if part) + "\n"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: cannot be shown: {error!r}") from error
+
+
+def learned(content: Mapping[str, Any]) -> str:
+    """Return a table of accuracies, a row for each trainer and a column for each data set."""
+    cells = content["cells"]
+    found = {task for row in cells.values() for task, value in row.items() if "mean" in value}
+    tasks = sorted(found, key=lambda task: (ranked(task, TASKS), task))
+    body = [[cell(name), *(share(row.get(task)) for task in tasks)] for name, row in cells.items()]
+    table = markdown_table(["trainer", *(TASKS.get(task, task) for task in tasks)], body)
+    reasons = [
+        (f"{name}, {TASKS.get(task, task)}", value["reason"])
+        for name, row in cells.items()
+        for task, value in row.items()
+        if task in tasks and "reason" in value
+    ]
+    return f"{table}\n\n{refusals(reasons)}".strip()
+
+
+def protected(content: Mapping[str, Any]) -> str:
+    """Return a table of what trainers keep of old tasks, without and with HLOP."""
+    keys = {key: PERCENT[key] for key in ("acc", "bwt", "learning_accuracy")}
+    header = ["trainer", *keys.values(), *(f"{name}, HLOP" for name in keys.values())]
+    body, reasons = [], []
+    for name, row in content["cells"].items():
+        if "reason" in row:
+            reasons.append((name, row["reason"]))
+        values = [row.get(method, {}).get(key) for method in ("finetune", "hlop") for key in keys]
+        body.append([cell(name), *(share(row if "reason" in row else value) for value in values)])
+    return f"{markdown_table(header, body)}\n\n{refusals(reasons)}".strip()
+
+
+def share(value: Mapping[str, Any] | None) -> str:
+    """Return mean ± sd in percent, a dash where there is a reason, nothing where nobody looked."""
+    if value is None:
+        return ""
+    return spread({key: value.get(key) for key in ("mean", "sd")}, 100)
+
+
+def refusals(reasons: Sequence[tuple[str, str]]) -> str:
+    """Return why cells have no value, each reason once."""
+    who: dict[str, list[str]] = {}
+    for name, reason in reasons:
+        who.setdefault(reason, []).append(name)
+    return "\n".join(f"- {cell('; '.join(names))}: {cell(why)}" for why, names in who.items())
+
+
+def costs(content: Mapping[str, Any]) -> str:
+    """Return a table of times and memory over those of BPTT, and one of what else was measured."""
+    ratios: dict[str, dict[str, str]] = {}
+    rest = dict(content["results"])
+    for key, value in content["results"].items():
+        if found := re.fullmatch(r"(.+)_(time|peak)_over_bptt", key):
+            bounds = {"low": value["min"], "high": value["max"]} if value["n"] > 1 else {}
+            text = spread({"mean": value["median"], **bounds}, 1, digits=2)
+            ratios.setdefault(found[1], {})[found[2]] = text
+            del rest[key]
+    body = [
+        [f"`{name}`", *(row.get(k, "") for k in ("time", "peak"))] for name, row in ratios.items()
+    ]
+    table = markdown_table(["trainer", "CPU time over BPTT", "peak memory over BPTT"], body)
+    return f"{table}\n\n{results_table(rest)}" if rest else table
+
+
 def ranked(name: str, order: Mapping[str, str]) -> int:
     """Return the place of a name in an order; what is not in it comes last."""
     return list(order).index(name) if name in order else len(order)
@@ -167,11 +248,11 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return markdown_table(["key", "median", "min", "max", "n"], body)
 
 
-def spread(value: Mapping[str, Any] | None, scale: float) -> str:
+def spread(value: Mapping[str, Any] | None, scale: float, digits: int | None = None) -> str:
     """Return ``mean ± sd (low to high)``, as far as it was measured."""
     if not value or value.get("mean") is None:
         return "–"
-    digits = 2 if scale == 100 else None
+    digits = 2 if scale == 100 else digits
     text = number(scale * value["mean"], digits)
     if value.get("sd") is not None:
         text += f"{NBSP}±{NBSP}{number(scale * value['sd'], digits)}"

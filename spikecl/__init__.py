@@ -66,6 +66,9 @@ if TYPE_CHECKING:
     from spikecl.neurons import carry as carry
     from spikecl.neurons import step as step
     from spikecl.optim import Adam as Adam
+    from spikecl.optim import AdamW as AdamW
+    from spikecl.optim import ScheduleFreeAdamW as ScheduleFreeAdamW
+    from spikecl.optim import ScheduleFreeSgd as ScheduleFreeSgd
     from spikecl.optim import Sgd as Sgd
     from spikecl.plots import plot_comparison as plot_comparison
     from spikecl.report import write_report as write_report
@@ -87,6 +90,7 @@ _HOMES = {
     "ALIF": "neurons",
     "AdEx": "neurons",
     "Adam": "optim",
+    "AdamW": "optim",
     "Bptt": "trainers",
     "CLASS_IL": "streams",
     "CUBA": "neurons",
@@ -122,6 +126,8 @@ _HOMES = {
     "Reset": "neurons",
     "Reveal": "streams",
     "RunResult": "experiments",
+    "ScheduleFreeAdamW": "optim",
+    "ScheduleFreeSgd": "optim",
     "Seeds": "seeds",
     "Sequence": "encoding",
     "Sgd": "optim",

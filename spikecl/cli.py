@@ -204,14 +204,26 @@ def methods(as_json: AsJson = False) -> None:
 
 @app.command()
 def trainers(as_json: AsJson = False) -> None:
-    """List credit-assignment rules and what they need."""
+    """List credit-assignment rules: what each is local in, holds, is exact for and needs."""
     from spikecl.registry import TRAINERS
 
     rows = []
     for name in TRAINERS.names():
         spec = TRAINERS.get(name)
         summary = (spec.__doc__ or "").strip().splitlines()[0]
-        rows.append({"trainer": name, "needs": ", ".join(spec.needs.names()), "summary": summary})
+        traits = spec.traits
+        row = {
+            "trainer": name,
+            "local in time": traits.time,
+            "local in space": traits.space,
+            "memory": traits.memory,
+            "exact": traits.exact,
+            "network": traits.network,
+        }
+        if as_json:
+            row |= {"source": traits.source, "needs": ", ".join(spec.needs.names())}
+            row["summary"] = summary
+        rows.append(row)
     _print_rows(rows, as_json)
 
 

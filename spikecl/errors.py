@@ -57,6 +57,10 @@ class NonFiniteLossError(SpikeclError):
     """The loss became infinite or NaN; the step is named."""
 
 
+class ActivityWarning(UserWarning):
+    """A layer was silent, or fired all the time; the layer is named."""
+
+
 class Interrupted(BaseException):
     """The run was asked to stop; its state is saved and it can be resumed.
 

@@ -79,6 +79,7 @@ LOSSES = Registry(
         "cross_entropy": "spikecl.encoding.losses:CrossEntropy",
         "step_cross_entropy": "spikecl.encoding.losses:StepCrossEntropy",
         "tet": "spikecl.encoding.losses:Tet",
+        "step_mse": "spikecl.encoding.losses:StepMse",
         "count_mse": "spikecl.encoding.losses:CountMse",
         "max_membrane": "spikecl.encoding.losses:MaxMembrane",
         "first_spike": "spikecl.encoding.losses:FirstSpike",
@@ -97,8 +98,43 @@ NETWORKS = Registry(
         "resnet": "spikecl.networks.convolutional:ResNet",
     },
 )
-TRAINERS = Registry("trainer", {"bptt": "spikecl.trainers.bptt:Bptt"})
-OPTIMISERS = Registry("optimiser", {"sgd": "spikecl.optim:Sgd", "adam": "spikecl.optim:Adam"})
+TRAINERS = Registry(
+    "trainer",
+    {
+        "bptt": "spikecl.trainers.bptt:Bptt",
+        "tbptt": "spikecl.trainers.bptt:Tbptt",
+        "eprop": "spikecl.trainers.eprop:Eprop",
+        "eventprop": "spikecl.trainers.eventprop:EventProp",
+        "ottt": "spikecl.trainers.ottt:Ottt",
+        "sltt": "spikecl.trainers.ottt:Sltt",
+        "ostl": "spikecl.trainers.ostl:Ostl",
+        "osttp": "spikecl.trainers.ostl:Osttp",
+        "decolle": "spikecl.trainers.decolle:Decolle",
+        "spsa": "spikecl.trainers.zeroth.spsa:Spsa",
+        "evolution": "spikecl.trainers.zeroth.evolution:Evolution",
+        "forward_gradient": "spikecl.trainers.zeroth.forward_gradient:ForwardGradient",
+        "stdp": "spikecl.trainers.local.stdp:Stdp",
+        "triplet_stdp": "spikecl.trainers.local.triplet:TripletStdp",
+        "reward_stdp": "spikecl.trainers.local.reward:RewardStdp",
+        "hebb": "spikecl.trainers.local.hebb:Hebb",
+        "oja": "spikecl.trainers.local.oja:Oja",
+        "subspace": "spikecl.trainers.local.subspace:Subspace",
+        "sanger": "spikecl.trainers.local.sanger:Sanger",
+        "bcm": "spikecl.trainers.local.bcm:Bcm",
+        "dsr": "spikecl.trainers.dsr:Dsr",
+        "naca": "spikecl.trainers.naca:Naca",
+    },
+)
+OPTIMISERS = Registry(
+    "optimiser",
+    {
+        "sgd": "spikecl.optim.sgd:Sgd",
+        "adam": "spikecl.optim.adam:Adam",
+        "adamw": "spikecl.optim.adam:AdamW",
+        "schedule_free_sgd": "spikecl.optim.schedule_free:ScheduleFreeSgd",
+        "schedule_free_adamw": "spikecl.optim.schedule_free:ScheduleFreeAdamW",
+    },
+)
 METHODS = Registry(
     "method",
     {

@@ -387,9 +387,11 @@ def test_methods_and_trainers(spikecl):
     assert rows["hlop"]["needs"] == "boundary" and rows["finetune"]["needs"] == "nothing"
     assert "old_data" in rows["joint"]["needs"]
     code, out, _ = spikecl("trainers")
-    assert code == 0 and "bptt" in out
-    (row,) = json.loads(spikecl("trainers", "--json")[1])
-    assert row["trainer"] == "bptt" and row["needs"] == "labels"
+    assert code == 0 and "bptt" in out and "local in space" in out
+    rows = {row["trainer"]: row for row in json.loads(spikecl("trainers", "--json")[1])}
+    assert {"bptt", "eprop", "ottt", "stdp", "spsa"} <= rows.keys()
+    assert rows["bptt"]["needs"] == "labels" and "traces" in rows["ottt"]["local in time"]
+    assert all(row["source"] and row["memory"] and row["exact"] for row in rows.values())
 
 
 def test_data_list_and_verify(spikecl):

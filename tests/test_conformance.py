@@ -21,7 +21,7 @@ from spikecl.encoding import Direct
 from spikecl.errors import PairingError
 from spikecl.learner import Learner, TrainPlan
 from spikecl.neurons import LIF
-from spikecl.optim import Adam, Sgd
+from spikecl.optim import Adam, ScheduleFreeSgd, Sgd
 from spikecl.registry import METHODS, NETWORKS
 from spikecl.seeds import Seeds
 from spikecl.storage import join, split
@@ -30,7 +30,11 @@ from spikecl.trainers import Bptt
 
 EVERYTHING = TASK_IL | Reveal.OLD_DATA | Reveal.SAMPLE_IDS
 NO_TASKS = EVERYTHING & ~(Reveal.TASK_ID_TRAIN | Reveal.TASK_ID_EVAL | Reveal.CLASSES)
-OPTIMISERS = {"sgd": Sgd(lr=0.1, momentum=0.9), "adam": Adam(lr=0.01)}
+OPTIMISERS = {
+    "sgd": Sgd(lr=0.1, momentum=0.9),
+    "adam": Adam(lr=0.01),
+    "schedule_free": ScheduleFreeSgd(lr=0.5),
+}
 
 each_method = pytest.mark.parametrize("method", METHODS.names())
 each_network = pytest.mark.parametrize("network", ["spiking_mlp", "mlp"])

@@ -11,6 +11,7 @@ import pytest
 
 from spikecl.components import component, fields_of
 from spikecl.experiments.config import CHOICES, FIXED
+from spikecl.registry import TRAINERS
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -36,6 +37,17 @@ def test_every_key_of_a_configuration_is_in_the_reference(docs, tmp_path):
     assert "| `seed` | integer ≥ 0 | `0` | Root of all randomness. |" in text
     assert "| `beta` | number ≥ 0 and ≤ 1 | `0.5` |" in text
     json.loads((tmp_path / "spikecl.schema.json").read_text("utf-8"))
+
+
+def test_every_trainer_is_in_the_table_and_on_the_page(docs):
+    rows = docs("reference").trainers().splitlines()
+    page = (DOCS / "trainers.md").read_text("utf-8")
+    assert len(rows) == 2 + len(TRAINERS.names())
+    for name in TRAINERS.names():
+        (row,) = (row for row in rows if row.startswith(f"| [`{name}`]"))
+        assert TRAINERS.get(name).traits.source in row
+        assert row.count(" | ") == rows[0].count(" | "), "a cell has a bar of its own"
+        assert f"`{name}`" in page, name
 
 
 def test_a_parameter_without_a_meaning_stops_the_build(docs):
@@ -148,3 +160,65 @@ def test_ratios_of_the_scans_stand_with_their_contestants(docs, tmp_path):
     assert [row["`auto`"][:4] for row in table] == ["0.52", "1.14"]
     assert table[0]["snnTorch"].startswith("1.63") and not table[1]["snnTorch"]
     assert "3.3" not in text and "6.8" in text and "15" in text
+
+
+def accuracy(mean, **more):
+    return {"n": 3, "mean": mean, "sd": 0.01, "low": mean - 0.02, "high": mean + 0.02, **more}
+
+
+MADE = {"command": "python benchmarks/trainers_learn.py", "rows": []}
+
+
+def table_of(text):
+    lines = text.replace("\N{NO-BREAK SPACE}", " ").splitlines()
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
+
+
+def test_what_trainers_learn_is_a_matrix(docs, tmp_path):
+    no = {"reason": "it needs spikes"}
+    cells = {
+        "BPTT": {"braille": accuracy(0.5), "mnist": accuracy(0.9512, lr=0.1)},
+        "DSR": {"mnist": accuracy(0.94), "braille": no, "evidence": {"reason": "no configuration"}},
+        "NACA": {"braille": no},
+    }
+    (tmp_path / "trainers_learn.json").write_text(json.dumps({**MADE, "cells": cells}))
+    docs("results").main(tmp_path, tmp_path)
+    text = (tmp_path / "trainers_learn.md").read_text("utf-8")
+    assert list(table_of(text)[0]) == ["trainer", "MNIST", "Braille"]
+    assert table_of(text) == [
+        {"trainer": "BPTT", "MNIST": "95.12 ± 1.00", "Braille": "50.00 ± 1.00"},
+        {"trainer": "DSR", "MNIST": "94.00 ± 1.00", "Braille": "–"},
+        {"trainer": "NACA", "MNIST": "", "Braille": "–"},
+    ]
+    assert "- DSR, Braille; NACA, Braille: it needs spikes" in text
+    assert "Made by `python benchmarks/trainers_learn.py`." in text
+    assert (tmp_path / "trainers_hlop.md").read_text("utf-8") == "Nothing was measured.\n"
+
+
+def test_what_trainers_keep_stands_beside_what_hlop_keeps(docs, tmp_path):
+    plain = {"acc": accuracy(0.6), "bwt": accuracy(-0.3), "learning_accuracy": accuracy(0.9)}
+    cells = {
+        "BPTT": {"finetune": {"lr": 0.1, **plain}, "hlop": {**plain, "acc": accuracy(0.8)}},
+        "DSR": {"reason": "other neurons"},
+    }
+    (tmp_path / "trainers_hlop.json").write_text(json.dumps({**MADE, "cells": cells}))
+    docs("results").main(tmp_path, tmp_path)
+    text = (tmp_path / "trainers_hlop.md").read_text("utf-8")
+    bptt, dsr = table_of(text)
+    assert bptt["ACC %"] == "60.00 ± 1.00" and bptt["ACC %, HLOP"] == "80.00 ± 1.00"
+    assert bptt["BWT %"] == bptt["BWT %, HLOP"] == "−30.00 ± 1.00"
+    assert set(dsr.values()) == {"DSR", "–"} and "- DSR: other neurons" in text
+
+
+def test_costs_of_trainers_stand_in_one_row(docs, tmp_path):
+    results = {
+        "eprop_window1_time_over_bptt": {"median": 2.345, "min": 2.2, "max": 2.5, "n": 9},
+        "eprop_window1_peak_over_bptt": {"median": 0.1, "min": 0.1, "max": 0.1, "n": 1},
+        "eprop_gemm_speedup": {"median": 20.0, "min": 19.0, "max": 21.0, "n": 9},
+    }
+    (tmp_path / "trainers.json").write_text(json.dumps({"results": results}))
+    docs("results").main(tmp_path, tmp_path)
+    ratios, rest = (tmp_path / "trainers_cost.md").read_text("utf-8").strip().split("\n\n")
+    assert list(table_of(ratios)[0].values()) == ["`eprop_window1`", "2.35 (2.20 to 2.50)", "0.10"]
+    assert [row["key"] for row in table_of(rest)] == ["`eprop_gemm_speedup`"]

@@ -10,7 +10,7 @@ from spikecl.continual.method import Context, Method, MethodSpec
 class Finetune(MethodSpec):
     """Learn each experience and do nothing about the old ones (the lower bound).
 
-    No hook at all. Optimiser state starts afresh at a revealed boundary.
+    No hook at all. Optimiser state starts afresh at a revealed boundary, or is carried over.
     """
 
     def start(self, context: Context) -> Method:

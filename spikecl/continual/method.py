@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from spikecl.errors import PairingError
-from spikecl.networks import Factor, Network
+from spikecl.networks import AnyFactor, Network
 from spikecl.optim import OptimiserSpec
 from spikecl.seeds import Seeds
 from spikecl.storage import State
 from spikecl.streams import Batch, LearnerView, Reveal, Samples, Unlearn
 
-Factors = Mapping[str, Factor]
+Factors = Mapping[str, AnyFactor]
 Tensors = Mapping[str, Tensor]
 
 
@@ -37,7 +37,8 @@ class Phase(enum.IntEnum):
 class Context:
     """What a method works with, given once when a run starts.
 
-    ``before`` are the running methods of earlier phases.
+    ``settles`` says that the trainer changes weights behind the optimiser; ``before`` are the
+    running methods of earlier phases.
     """
 
     network: Network
@@ -46,6 +47,7 @@ class Context:
     reveal: Reveal
     classes: int
     device: torch.device
+    settles: bool = False
     before: tuple[Method, ...] = ()
 
 

@@ -3,6 +3,7 @@
 from spikecl.data import catalogue
 from spikecl.data.arrays import Data, checked
 from spikecl.data.events import Events, Frames
+from spikecl.data.evidence import evidence
 from spikecl.data.library import (
     CatalogueRow,
     VerifyRow,
@@ -11,6 +12,7 @@ from spikecl.data.library import (
     load,
     verify,
 )
+from spikecl.data.subsets import first_samples, fold
 from spikecl.data.tonic import from_tonic
 from spikecl.data.validation import hold_out
 
@@ -23,7 +25,10 @@ __all__ = [
     "catalogue",
     "catalogue_rows",
     "checked",
+    "evidence",
     "fetch",
+    "first_samples",
+    "fold",
     "from_tonic",
     "hold_out",
     "load",

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from spikecl.data import images, recordings
 from spikecl.data.entry import Entry
+from spikecl.data.evidence import EVIDENCE, EVIDENCE_SHORT
 
 CATALOGUE: Mapping[str, Entry] = MappingProxyType(
     {
@@ -18,6 +19,8 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             images.NOTMNIST,
             images.CIFAR10,
             images.CIFAR100,
+            EVIDENCE,
+            EVIDENCE_SHORT,
             recordings.NMNIST,
             recordings.BRAILLE,
             recordings.FSDD,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from spikecl.data.arrays import Data
 from spikecl.data.checks import Array
 
 
@@ -47,6 +48,7 @@ class Entry:
         remote: What an official file is → its name below ``base_url``.
         md5: What an official file is → its published md5, where there is one.
         decode: From what an official file is → where it lies to the arrays of the data set.
+        draw: Makes the data set, where it is neither found nor downloaded.
         temporal: Whether axis 0 of a sample is time.
         step_ms: Length of a step, where it is fixed.
         events: Whether it holds events, which become frames when it is loaded.
@@ -66,6 +68,7 @@ class Entry:
     remote: Mapping[str, str] = field(default_factory=dict)
     md5: Mapping[str, str] = field(default_factory=dict)
     decode: Callable[[Mapping[str, Path]], dict[str, Array]] | None = None
+    draw: Callable[[], Data] | None = None
     temporal: bool = False
     step_ms: float | None = None
     events: bool = False

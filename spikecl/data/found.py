@@ -64,6 +64,9 @@ class Found:
         if frames is not None:
             raise DataError(no_frames(self.name))
         entry = self.entry
+        if entry and entry.draw:
+            data = entry.draw()
+            return data, data.checksum
         data = checked(
             digits.read() if self.path is None else npz.read(self.path),
             self.name,

@@ -20,6 +20,7 @@ from spikecl.encoding.losses import (
     MaxMembrane,
     OutputLoss,
     StepCrossEntropy,
+    StepMse,
     Tet,
     cross_entropy,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "SigmaDelta",
     "StepCrossEntropy",
     "SumDecoder",
+    "StepMse",
     "Tet",
     "cross_entropy",
 ]

@@ -50,10 +50,12 @@ class Loss(ABC):
     """A pure function of the output and the labels.
 
     ``per_step`` says what it wants to see: logits [B, C], or outputs at every step [T, B, C].
+    ``separable``: it is the mean over steps of a loss of each, so a step's error is known in it.
     """
 
     __slots__ = ()
     per_step: ClassVar[bool] = False
+    separable: ClassVar[bool] = False
 
     def __call__(self, output: Tensor, labels: Tensor) -> Tensor:
         """Return the loss, a scalar, of outputs and labels [B].
@@ -105,6 +107,7 @@ class StepCrossEntropy(Loss):
     """
 
     per_step: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
     label_smoothing: Fraction = 0.0
 
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
@@ -130,6 +133,7 @@ class Tet(Loss):
     """
 
     per_step: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
     lam: Fraction = 0.05
     target: float = 1.0
 
@@ -138,6 +142,31 @@ class Tet(Loss):
         target = torch.full_like(output, self.target)
         every_step = StepCrossEntropy().loss(output, labels)
         return (1 - self.lam) * every_step + self.lam * _mean_square(output, target)
+
+
+@component
+class StepMse(Loss):
+    """``mean_tbc (z[t] - y)^2``, y = ``correct`` for the label, else ``incorrect``: regression.
+
+    Args:
+        correct: Output of the right class at every step.
+        incorrect: Output of the others.
+
+    Example:
+        >>> StepMse()(torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]]), torch.tensor([0]))
+        tensor(0.2500)
+    """
+
+    per_step: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
+    correct: float = 1.0
+    incorrect: float = 0.0
+
+    def loss(self, output: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean squared distance of the outputs."""
+        target = torch.full_like(output[0], self.incorrect)
+        target = target.scatter(1, labels[:, None], self.correct)
+        return _mean_square(output, target.expand_as(output))
 
 
 @component

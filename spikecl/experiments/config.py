@@ -64,11 +64,18 @@ class DataOptions:
         frames: How recordings of events become frames; only for data that are events.
         validation: Test on this fraction of the training samples instead of on the test set: what
             hyper-parameters are to be chosen on. 0 uses the test set.
+        samples: Training samples to use, every class in its share; 0 uses all.
+        folds: Cross-validation: training and test samples together make this many folds, and
+            ``fold`` is tested on; 0 keeps the data's own test set.
+        fold: Which fold is tested on, from 0.
     """
 
     name: str = "digits"
     frames: Frames | None = None
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    samples: Annotated[int, Field(ge=0)] = 0
+    folds: Annotated[int, Field(ge=0)] = 0
+    fold: Annotated[int, Field(ge=0)] = 0
 
 
 @component
@@ -106,7 +113,7 @@ CHOICES: dict[str, Choice] = {
     "encoding": Choice(ENCODINGS, "direct", ("steps",)),
     "trainer": Choice(TRAINERS, "bptt"),
     "loss": Choice(LOSSES, "cross_entropy"),
-    "optimiser": Choice(OPTIMISERS, "sgd", ("lr", "schedule")),
+    "optimiser": Choice(OPTIMISERS, "sgd", ("lr", "schedule", "state")),
     "method": Choice(METHODS, "finetune"),
 }
 

@@ -16,10 +16,10 @@ import torch
 from spikecl.components import UnnamedError, to_table
 from spikecl.continual import MethodSpec
 from spikecl.continual.compose import method_name
-from spikecl.data import hold_out, load
+from spikecl.data import Data, first_samples, fold, hold_out, load
 from spikecl.encoding import CrossEntropy, Encoder, Loss
 from spikecl.errors import ConfigError, KernelError, UsageError
-from spikecl.experiments.config import CheckpointPolicy, Config
+from spikecl.experiments.config import CheckpointPolicy, Config, DataOptions
 from spikecl.experiments.environment import choose_device
 from spikecl.kernels import AUTO, Kernels
 from spikecl.learner import Heads, Learner, TrainPlan
@@ -67,9 +67,7 @@ class Job:
     @classmethod
     def from_config(cls, config: Config, *, data_dir: Path | None) -> Job:
         """Load the data and make the stream of a configuration."""
-        data = load(config.data.name, data_dir=data_dir, frames=config.data.frames)
-        if config.data.validation:
-            data = hold_out(data, config.data.validation)
+        data = chosen_data(config.data, data_dir)
         return cls(
             stream=config.stream.make(data, config.run.seed),
             network=config.network,
@@ -110,6 +108,7 @@ class Job:
             initial=self.initial,
         )
         check_shapes(learner)
+        learner.prepare()
         return learner
 
     @property
@@ -184,6 +183,16 @@ class Job:
     def chosen_matrix(self) -> str:
         """Which accuracy is the run's own: task-aware where the task is revealed."""
         return "aware" if Reveal.TASK_ID_EVAL in self.stream.reveal else "agnostic"
+
+
+def chosen_data(options: DataOptions, data_dir: Path | None) -> Data:
+    """Return the data that options name: a fold, fewer samples, a validation split."""
+    data = load(options.name, data_dir=data_dir, frames=options.frames)
+    if options.folds:
+        data = fold(data, options.fold, options.folds)
+    if options.samples:
+        data = first_samples(data, options.samples)
+    return hold_out(data, options.validation) if options.validation else data
 
 
 def first_batch(learner: Learner) -> torch.Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from spikecl.errors import KernelError
@@ -23,7 +24,8 @@ def keep(rows: Tensor, outputs: int, kernels: Kernels, *, passing: bool = False)
 
     The events among them where that is cheaper (or asked for); else the rows, as bits if they are
     spikes and many. With ``passing`` the rows are held by somebody else, or no gradient will be
-    asked for: then nothing is packed.
+    asked for: then nothing is packed. Where derivatives are taken forward, nothing is events:
+    their product has none.
 
     Raises:
         KernelError: Events were asked for where there is no such product.
@@ -33,8 +35,14 @@ def keep(rows: Tensor, outputs: int, kernels: Kernels, *, passing: bool = False)
             f"synapse='events' cannot run here: rows are {rows.dtype} on {rows.device}, events are "
             "added in float32 and float64 on a CPU; use synapse='auto' or 'dense'"
         )
+    if kernels.synapse == "events" and forward_ad._current_level >= 0:
+        raise KernelError(
+            "synapse='events' cannot run here: derivatives are taken forward, which the dense "
+            "product alone can do; use synapse='auto' or 'dense'"
+        )
     chosen = kernels.synapse == "events"
-    if chosen or (kernels.synapse == "auto" and is_worth(rows, outputs)):
+    free = kernels.synapse == "auto" and forward_ad._current_level < 0
+    if chosen or (free and is_worth(rows, outputs)):
         return events_of(rows)
     return rows.detach() if passing else packed(rows, kernels)
 

@@ -16,9 +16,9 @@ from spikecl.kernels.backend import Backend, TorchBackend
 from spikecl.kernels.generated import generated
 from spikecl.kernels.options import AUTO, Kernels
 from spikecl.kernels.program import Program, program
-from spikecl.kernels.recurrence import Recurrence, RecurrentState
+from spikecl.kernels.recurrence import EVERY_WAY, Recurrence, RecurrentState, Ways
 from spikecl.neurons import Neuron, State
-from spikecl.neurons.neuron import check_like, checked_state, leaves, tensors_of
+from spikecl.neurons.neuron import carry, check_like, checked_state, leaves, tensors_of
 
 
 class Kernel(NamedTuple):
@@ -114,6 +114,7 @@ def scan(
     recurrence: Recurrence | None = None,
     generator: torch.Generator | None = None,
     kernels: Kernels = AUTO,
+    ways: Ways = EVERY_WAY,
 ) -> tuple[Tensor, State]:
     """Run a layer of neurons over an input current.
 
@@ -124,6 +125,7 @@ def scan(
         recurrence: Synapses of the layer onto itself; the state is then a :class:`RecurrentState`.
         generator: Where noise and escape firing draw from.
         kernels: Which kernel computes it.
+        ways: Which ways errors take back.
 
     Returns:
         Output [T, B, *features] (spikes, for most models) and the state after the last step.
@@ -137,12 +139,13 @@ def scan(
     state = _start(x, state, neuron, recurrence, generator)
     inner = state if recurrence is None else state.neuron
     if x.numel() and _at_once(neuron, inner, recurrence is not None, kernels):
+        x = x if ways.through is None else _both(x, ways.through)
         out, state = neuron.advance(x.flatten(0, 1), inner, generator)
         return out.view(*x.shape[:2], *out.shape[1:]), state
     found = None if neuron.random else program(neuron, inner)
     name = _kernel(neuron, found, x, inner, kernels).name
     if name == "reference" or not x.numel():
-        return reference(x, state, neuron, recurrence=recurrence, generator=generator)
+        return reference(x, state, neuron, recurrence=recurrence, generator=generator, ways=ways)
     return generated(
         x,
         state,
@@ -150,6 +153,7 @@ def scan(
         BACKENDS[name],
         recurrence=recurrence,
         memory=kernels.memory,
+        ways=ways,
     )
 
 
@@ -160,19 +164,38 @@ def reference(
     *,
     recurrence: Recurrence | None = None,
     generator: torch.Generator | None = None,
+    ways: Ways = EVERY_WAY,
 ) -> tuple[Tensor, State]:
     """Loop over steps and let autograd do the rest; the other kernels are tested against it."""
     state = _start(x, state, neuron, recurrence, generator)
+    fixed = neuron.bind({name: getattr(neuron, name).detach() for name in tensors_of(neuron)})
     outputs = []
-    for current in x:
+    for t, current in enumerate(x):
+        before, draws = state, None if generator is None else generator.get_state()
+        state = carry(state, "detach") if ways.instant else state
         if recurrence is None:
             spikes, state = neuron.advance(current, state, generator)
         else:
             inner, last = state
-            spikes, inner = neuron.advance(current + recurrence(last), inner, generator)
+            heard = recurrence.current(last, ways)
+            spikes, inner = neuron.advance(current + heard, inner, generator)
             state = RecurrentState(inner, spikes)
+        if ways.through is not None:
+            now = ways.through[t]
+            inner = before if recurrence is None else before.neuron
+            now = now if recurrence is None else now + heard.detach()
+            again = None
+            if generator is not None and draws is not None:
+                again = torch.Generator(generator.device).set_state(draws)
+            passed, _ = fixed.advance(now, carry(inner, "detach"), again)
+            spikes = spikes + (passed - passed.detach())
         outputs.append(spikes)
     return torch.stack(outputs) if outputs else _nothing(x, neuron), state
+
+
+def _both(x: Tensor, through: Tensor) -> Tensor:
+    """Return the input; its error goes to both."""
+    return x + (through - through.detach())
 
 
 def _start(

@@ -48,7 +48,10 @@ def form_gradients(
         factor = factors[path]
         bias = None if synapse.bias is None else factor.bias_gradient()
         own = own_parameters(path, synapse, use) if synapse.maps else {"weight": synapse.weight}
-        for name, gradient in synapse.pull_back(own, factor.gradient(), bias).items():
+        found: Mapping[str, Tensor] | None = getattr(factor, "stored", None)
+        if found is None:
+            found = synapse.pull_back(own, factor.gradient(), bias)
+        for name, gradient in found.items():
             if f"{path}.{name}" not in frozen:
                 gradients[f"{path}.{name}"] = gradient
     return gradients

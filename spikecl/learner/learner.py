@@ -18,14 +18,17 @@ from spikecl.continual.compose import Composition
 from spikecl.continual.method import Context, MethodSpec
 from spikecl.encoding import CrossEntropy, Encoder, InputStatistics, Loss
 from spikecl.errors import NonFiniteLossError
+from spikecl.learner.activity import Activity
 from spikecl.learner.gradients import form_gradients, learning
 from spikecl.learner.heads import Heads
 from spikecl.learner.pairing import (
+    check_average,
     check_input,
     check_loss,
     check_membrane,
     check_pairings,
     check_schedule,
+    check_tied,
     check_time,
 )
 from spikecl.learner.plan import Initial, Position, Tick, TrainPlan
@@ -34,11 +37,11 @@ from spikecl.networks import Network, initialise
 from spikecl.networks.build import Head
 from spikecl.neurons import State as NeuronState
 from spikecl.neurons.neuron import carry, leaves, rebuild
-from spikecl.optim import OptimiserSpec
+from spikecl.optim import OptimiserSpec, Place
 from spikecl.seeds import Seeds
 from spikecl.storage import State, nbytes, to_device
 from spikecl.streams import Adapt, Batch, Evaluate, Experience, Loaded, Reveal, Stream, Unlearn
-from spikecl.trainers import Factors, PerStep, Trainer
+from spikecl.trainers import Call, Factors, PerStep, Trainer
 
 WINDOW = 50  # steps between two looks at the loss: a look waits for the device
 TEST_CACHE_BYTES = 2**30
@@ -53,7 +56,8 @@ class Learner:
         encoder: Intensities to input over time.
         trainer: Credit assignment.
         methods: Descriptions of the methods to compose.
-        optimiser: Description of the optimiser; started afresh at each revealed boundary.
+        optimiser: Description of the optimiser; at each revealed boundary its state begins afresh
+            or is carried over, as it says.
         plan: Epochs and batches.
         seeds: Root of all randomness.
         device: Where to compute.
@@ -99,15 +103,21 @@ class Learner:
             initialise(network, seeds)
         network.to(device)
         self.at = Position()
-        context = Context(network, optimiser, seeds, stream.reveal, stream.classes, device)
+        settles = type(trainer).settle is not Trainer.settle
+        context = Context(network, optimiser, seeds, stream.reveal, stream.classes, device, settles)
         self.methods = Composition(methods, context)
         self._optimiser_spec = optimiser
+        self._variables: dict[str, Tensor] = {}
+        self._tied: dict[str, str] = {}
+        self._moving: dict[str, Tensor] = dict(self._learning)
+        self._prepared = False
         self.optimiser = optimiser.start(self._learning)
         self.statistics = first_statistics(stream)
         self._rows: list[list[dict[str, float]]] = [[], []]  # aware, agnostic
         self._row: list[dict[str, float]] = [{}, {}]
         self._losses = torch.zeros(WINDOW, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.activity = Activity(network)
         hooks = self.methods.hooks
         self._hooks = {name: hooks(name) for name in _STEP_HOOKS}
         self._predict = hooks("predict")
@@ -122,6 +132,7 @@ class Learner:
 
     def ticks(self) -> Iterator[Tick]:
         """Yield a tick after every step, look at the loss, epoch, test and event."""
+        self.prepare()
         while self.at.event < len(self.stream):
             if self.at.stage == "train":
                 yield from self._handle()
@@ -142,9 +153,11 @@ class Learner:
         if isinstance(event, Experience):
             yield from self._learn(event)
         elif isinstance(event, Unlearn):
+            self.optimiser.settle()
             for forget in self.methods.hooks("unlearn"):
                 forget(event)
         elif isinstance(event, Adapt):
+            self.optimiser.settle()
             accuracy = self._adapt(event)
             self.at.stage = "test"  # stopped here, it does not adapt twice
             yield Tick("test", self.at, [accuracy])
@@ -157,7 +170,7 @@ class Learner:
         if first and self.at.epoch == self.at.step == 0:
             for begin in self.methods.hooks("begin"):
                 begin(view)
-            self.optimiser = self._optimiser_spec.start(self._learning)
+            self.optimiser.renew(self._moving)
             self._state, self._saved_state = None, []
         samples = view.samples
         for choose in self.methods.hooks("training_set") if first else ():
@@ -169,6 +182,8 @@ class Learner:
                 end_epoch()
             self.at.epoch, self.at.step = epoch + 1, 0
             yield Tick("epoch", self.at, [])
+        if last:
+            self.optimiser.settle()
         self.method_bytes = max(self.method_bytes, self.methods.nbytes())
         for end in self.methods.hooks("end") if last else ():
             end(view)
@@ -219,20 +234,38 @@ class Learner:
                 loss = term(loss, logits, batch)
             return loss
 
-        factors = self.trainer.factors(
+        draws = self.network.draws or self.trainer.random
+        call = Call(
             self.network,
             x,
-            PerStep(output_loss) if self.loss.per_step else output_loss,
+            PerStep(output_loss, self.loss.separable) if self.loss.per_step else output_loss,
             weights,
             state=self._start(x),
-            generator=self._generator("network", epoch, step) if self.network.draws else None,
+            variables=self._variables,
+            generator=self._generator("network", epoch, step) if draws else None,
+            labels=batch.y,
         )
+        total: dict[str, Tensor] = {}
         with torch.no_grad():
-            self._state = carry(factors.state, self.plan.membrane)
-            self._apply(factors, batch, weights)
-            self._losses[step % WINDOW].copy_(factors.loss)
-            self._correct += _hits(self.heads.train(factors.logits, batch), batch.y)
-            self._seen += batch.x.shape[0]
+            for part in self.trainer.parts(call):
+                gradients = self._gradients(part, batch, weights)
+                if self.trainer.every_part:
+                    self._apply(gradients)
+                else:
+                    for name, gradient in gradients.items():
+                        total[name] = total[name] + gradient if name in total else gradient
+                self._losses[step % WINDOW] += part.loss
+                self._variables |= part.variables
+                self.network.set_statistics(part.statistics)
+                self.activity.add(part.activity, part.share)
+            if not self.trainer.every_part:
+                self._apply(total)
+            for after in hooks["after_step"]:
+                after()
+            self._state = carry(part.state, self.plan.membrane)
+            if batch.y is not None:
+                self._correct += _hits(self.heads.train(part.logits, batch), batch.y)
+                self._seen += batch.x.shape[0]
 
     def _start(self, x: Tensor) -> Mapping[str, NeuronState] | None:
         """Return the state to start a batch from; after a resume, put together again."""
@@ -244,35 +277,65 @@ class Learner:
             self._saved_state = []
         return self._state
 
-    def _apply(self, factors: Factors, batch: Batch, weights: Mapping[str, Tensor] | None) -> None:
-        """From factors to the step: gradients, optimiser, update, each with its hooks."""
-        hooks, synapses = self._hooks, factors.synapses
-        for change in hooks["factors"]:
+    def _gradients(
+        self, factors: Factors, batch: Batch, weights: Mapping[str, Tensor] | None
+    ) -> dict[str, Tensor]:
+        """Form gradients from factors, each with its hooks."""
+        synapses = factors.synapses
+        for change in self._hooks["factors"]:
             synapses = change(synapses, batch)
-        gradients: Mapping[str, Tensor] = form_gradients(
-            self.network, synapses, factors.direct, weights
-        )
+        return form_gradients(self.network, synapses, factors.direct, weights)
+
+    def _apply(self, gradients: Mapping[str, Tensor]) -> None:
+        """From gradients to the step: optimiser, update, each with its hooks."""
+        hooks = self._hooks
         for change in hooks["gradients"]:
             gradients = change(gradients)
-        if not hooks["update"]:
-            self.optimiser.step(gradients, self._share())
-        else:
-            parameters = self.network.weights()
+        tied = {
+            variable: gradients[name] for variable, name in self._tied.items() if name in gradients
+        }
+        parameters = self.network.weights()
+        old = {}
+        if hooks["update"]:
             old = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-            self.optimiser.step(gradients, self._share())
-            update: Mapping[str, Tensor] = {n: p - old[n] for n, p in parameters.items()}
-            for change in hooks["update"]:
-                update = change(update)
-            for name, parameter in self._learning.items():
-                parameter.copy_(old[name] + update[name])
-        self.network.set_statistics(factors.statistics)
-        for after in hooks["after_step"]:
-            after()
+        self.optimiser.step({**gradients, **tied}, self._share())
+        for name, value in self.trainer.settle(parameters).items():
+            parameters[name].copy_(value)
+        if not hooks["update"]:
+            return
+        update: Mapping[str, Tensor] = {n: p - old[n] for n, p in parameters.items()}
+        made = update
+        for change in hooks["update"]:
+            update = change(update)
+        for name, parameter in self._learning.items():
+            parameter.copy_(old[name] + update[name])
+        for variable, name in self._tied.items():  # what learns alike is projected alike
+            self._moving[variable] += update[name] - made[name]
+
+    def prepare(self) -> None:
+        """Let the trainer refuse what it is not for, and draw what it remembers; once."""
+        event = next((e for e in self.stream if isinstance(e, Experience)), None)
+        if self._prepared or event is None:
+            return
+        check_average(self.stream, self._optimiser_spec, self.methods)
+        one = event.train.load().take(slice(0, 1)).x.to(self.device)
+        generator = self.seeds.generator("probe") if self.encoder.random else None
+        x = self.encoder.encode(one, self.statistics, generator)
+        self.trainer.check(self.network, x, self.loss)
+        self._variables = self.trainer.variables(self.network, self.seeds, x)
+        tied = self.trainer.tied(self.network)
+        if tied:
+            check_tied(self.trainer, self._optimiser_spec)
+            self._tied = {f"trainer:{variable}": name for variable, name in tied.items()}
+            self._moving |= {f"trainer:{name}": self._variables[name] for name in tied}
+            self.optimiser = self._optimiser_spec.start(self._moving)
+        self._prepared = True
 
     def _share(self) -> float:
         """Return the share of the learning rate that is left at this step."""
         done = self.at.epoch * self._steps_per_epoch + self.at.step
-        return self._optimiser_spec.share(done / (self.plan.epochs * self._steps_per_epoch))
+        place = Place(done, self.plan.epochs * self._steps_per_epoch, self.at.samples)
+        return self._optimiser_spec.schedule.share(place)
 
     def check_finite(self) -> None:
         """Raise if a loss since the last look, or a weight, is not finite; the step is named."""
@@ -297,13 +360,14 @@ class Learner:
         count = step % WINDOW + 1
         losses = self._losses[:count].clone()
         self.check_finite()
+        self.activity.look()
         self._losses.zero_()
-        accuracy, self._seen = int(self._correct) / self._seen, 0
+        rows = [self._record("train", "loss", float(losses.mean()))]
+        if self._seen:  # labels were shown
+            rows.append(self._record("train", "accuracy", int(self._correct) / self._seen))
         self._correct.zero_()
-        return [
-            self._record("train", "loss", float(losses.mean())),
-            self._record("train", "accuracy", accuracy),
-        ]
+        self._seen = 0
+        return rows
 
     # ---- tests ----------------------------------------------------------------------------------
 
@@ -311,7 +375,9 @@ class Learner:
         for name in self._sets_to_test():
             if name in self._row[0]:
                 continue
-            for row, value in zip(self._row, self._accuracies(name)):
+            with self.optimiser.evaluating():
+                accuracies = self._accuracies(name)
+            for row, value in zip(self._row, accuracies):
                 row[name] = value
             aware, agnostic = (row[name] for row in self._row)
             rows = [self._record("test", "accuracy_task_aware", aware, name)]
@@ -403,9 +469,11 @@ class Learner:
             "membranes": dict(enumerate_tensors(self._saved_state or leaves(self._state))),
             "seen_classes": self.heads.seen,
             "optimiser": self.optimiser.state_dict(),
+            "trainer": dict(self._variables),
             "methods": self.methods.state_dict(),
             "rows": {"aware": self._rows[0], "agnostic": self._rows[1]},
             "row": {"aware": self._row[0], "agnostic": self._row[1]},
+            "activity": self.activity.state_dict(),
             "losses": self._losses,
             "correct": self._correct,
             "seen": self._seen,
@@ -423,8 +491,12 @@ class Learner:
         membranes = state.get("membranes", {})
         self._state, self._saved_state = None, [membranes[key] for key in sorted(membranes)]
         self.heads.seen.copy_(state["seen_classes"])
+        self.prepare()
+        for name, value in state.get("trainer", {}).items():
+            self._variables[name].copy_(value)
         self.optimiser.load_state_dict(state["optimiser"])
         self.methods.load_state_dict(state.get("methods", {}))
+        self.activity.load_state_dict(state.get("activity", {}))
         self._rows = [state["rows"]["aware"], state["rows"]["agnostic"]]
         self._row = [state["row"]["aware"], state["row"]["agnostic"]]
         self._losses.copy_(state["losses"])

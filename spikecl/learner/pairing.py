@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from spikecl.continual.compose import check_slots, method_name
-from spikecl.continual.method import MethodSpec, check_reveal
+from spikecl.continual.compose import Composition, check_slots, method_name
+from spikecl.continual.method import MethodSpec, check_reveal, overrides
 from spikecl.encoding import Encoder, FirstSpike, Loss, PopulationDecoder
 from spikecl.errors import ConfigError, PairingError
 from spikecl.learner.plan import TrainPlan
 from spikecl.networks import Layer, Network
 from spikecl.neurons import ConductanceLIF, SpikingNeuron
 from spikecl.optim import OptimiserSpec
-from spikecl.registry import ENCODINGS, LOSSES
+from spikecl.optim.schedules import schedule_name
+from spikecl.registry import ENCODINGS, LOSSES, OPTIMISERS
 from spikecl.streams import Experience, Reveal, Stream, Unlearn
 from spikecl.trainers import Trainer
 
@@ -96,9 +97,38 @@ def check_membrane(stream: Stream, plan: TrainPlan) -> None:
 
 
 def check_schedule(stream: Stream, optimiser: OptimiserSpec) -> None:
-    """Refuse a learning rate that falls over each experience where no one may see their ends."""
-    if optimiser.schedule != "constant" and Reveal.BOUNDARY not in stream.reveal:
+    """Refuse a learning rate that follows each experience where no one may see their ends."""
+    if optimiser.schedule.needs_ends and Reveal.BOUNDARY not in stream.reveal:
         raise PairingError(
-            f"optimiser.schedule='{optimiser.schedule}' falls over the steps of an experience, but "
-            f"stream '{stream.name}' hides where one ends; use 'constant'"
+            f"optimiser.schedule='{schedule_name(optimiser.schedule)}' follows the steps of an "
+            f"experience, but stream '{stream.name}' hides where one ends; use 'constant' without "
+            "warmup, or 'infinite', which counts the samples of the run"
+        )
+
+
+def check_average(stream: Stream, optimiser: OptimiserSpec, methods: Composition) -> None:
+    """Refuse to average steps over the changes of a projection that act on them.
+
+    At a boundary the average is what training goes on from, so what a projection protects from
+    there on is protected in both. Without boundaries the average would still move where the
+    projection has stopped the steps.
+    """
+    if not optimiser.averages or Reveal.BOUNDARY in stream.reveal:
+        return
+    if names := [n for n, method in methods.methods.items() if overrides(method, "update")]:
+        optimiser_name = OPTIMISERS.name_of(type(optimiser)) or type(optimiser).__name__
+        raise PairingError(
+            f"optimiser '{optimiser_name}' averages its steps, and the average would move on "
+            f"where method '{names[0]}' stops the steps, since stream '{stream.name}' hides its "
+            "boundaries; use 'sgd', 'adam' or 'adamw', or a stream that shows them"
+        )
+
+
+def check_tied(trainer: Trainer, optimiser: OptimiserSpec) -> None:
+    """Refuse feedback that learns as the weights do where nothing makes the two meet."""
+    if getattr(optimiser, "weight_decay", 0.0) == 0:
+        raise PairingError(
+            f"trainer '{trainer.name}' with feedback='adaptive' gives feedback weights the updates "
+            "of the weights: the two meet because both decay, and optimiser.weight_decay is 0; set "
+            "it (1e-4 to 1e-2), or use feedback='random'"
         )

@@ -10,12 +10,13 @@ from spikecl.networks.build import (
 from spikecl.networks.conv_factor import ConvFactor
 from spikecl.networks.convolutional import ConvNet, ResNet, SpikingConvNet, SpikingResNet
 from spikecl.networks.explain import explain
-from spikecl.networks.factor import Complement, Factor, KeptFactor
+from spikecl.networks.factor import Complement, Factor, GradientFactor, KeptFactor
 from spikecl.networks.fixed_point import Graded, LoihiWeights, Shift
 from spikecl.networks.initialise import initialise
 from spikecl.networks.layer import Cells, Layer
 from spikecl.networks.network import Network, Output
 from spikecl.networks.norm import BatchNorm
+from spikecl.networks.paths import Paths
 from spikecl.networks.presynaptic import (
     AvgPool2d,
     AxonalDelay,
@@ -57,6 +58,7 @@ __all__ = [
     "Factor",
     "Gain",
     "Graded",
+    "GradientFactor",
     "Layer",
     "Linear",
     "LoihiWeights",
@@ -66,6 +68,7 @@ __all__ = [
     "NetworkSpec",
     "NoAutapses",
     "Output",
+    "Paths",
     "Plasticity",
     "Recording",
     "RecurrentNet",

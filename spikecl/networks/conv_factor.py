@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,18 +49,58 @@ class ConvFactor:
     [R H' W', C k k] and ``delta`` [R H' W', C_out], taken out at the first request.
 
     Args:
-        maps: Maps [R, C, H, W] that were transmitted, as they are or as bits.
+        maps: Maps [R, C, H, W] that the gradient is formed from, as they are or as bits.
         errors: Errors [R, C_out, H', W'] of the current.
         geometry: Of the convolution.
+        transmitted: Maps that were transmitted, where those are others.
+        ones: What the rule makes of an input that is always 1, [R]; ``None`` is 1: the bias's.
     """
 
-    def __init__(self, maps: Tensor | Bits, errors: Tensor, geometry: Geometry):
+    def __init__(
+        self,
+        maps: Tensor | Bits,
+        errors: Tensor,
+        geometry: Geometry,
+        *,
+        transmitted: Tensor | Bits | None = None,
+        ones: Tensor | None = None,
+    ):
         self._kept, self.errors, self.geometry = maps, errors, geometry
+        self._transmitted, self.ones = transmitted, ones
 
     @property
     def maps(self) -> Tensor:
-        """Maps [R, C, H, W] that were transmitted."""
+        """Maps [R, C, H, W] that the gradient is formed from."""
         return dense(self._kept)
+
+    @property
+    def sends_x(self) -> bool:
+        """Whether the rows ``x`` are those that were transmitted."""
+        return self._transmitted is None
+
+    def as_rows(self) -> Factor:
+        """Return the factor as rows of patches."""
+        ones = None
+        if self.ones is not None:
+            ones = self.ones.repeat_interleave(len(self.delta) // len(self.ones))
+        return Factor(self.x, self.delta, self.transmitted, ones=ones)
+
+    def join(self, parts: Sequence[Any]) -> ConvFactor:
+        """Return the factor of parts of the steps together."""
+        maps, errors = (torch.cat([getattr(p, n) for p in parts]) for n in ("maps", "errors"))
+        sent = None
+        if self._transmitted is not None:
+            sent = torch.cat(
+                [dense(p._kept if p._transmitted is None else p._transmitted) for p in parts]
+            )
+        return ConvFactor(maps, errors, self.geometry, transmitted=sent, ones=self._joined(parts))
+
+    @staticmethod
+    def _joined(parts: Sequence[Any]) -> Tensor | None:
+        if all(part.ones is None for part in parts):
+            return None
+        every = (p.errors.new_ones(len(p.errors)) if p.ones is None else p.ones for p in parts)
+        return torch.cat(list(every))
 
     def gradient(self) -> Tensor:
         """Return the gradient of the weight as rows [C_out, C k k]."""
@@ -73,19 +114,23 @@ class ConvFactor:
 
     def bias_gradient(self) -> Tensor:
         """Return the gradient of the bias [C_out]."""
-        return self.errors.sum((0, 2, 3))
+        rows = self.errors.sum((2, 3))
+        return rows.sum(0) if self.ones is None else self.ones @ rows
 
     @cached_property
     def x(self) -> Tensor:
         """Rows of patches [R H' W', C k k]."""
-        kernel, stride, padding = self.geometry
-        patches = functional.unfold(self.maps, kernel, stride=stride, padding=padding)
-        return patches.transpose(1, 2).flatten(0, 1)
+        return self._patches(self.maps)
 
-    @property
+    @cached_property
     def transmitted(self) -> Tensor:
-        """The same rows: a convolution passes its patches forward."""
-        return self.x
+        """Rows of the patches that were transmitted."""
+        return self.x if self._transmitted is None else self._patches(dense(self._transmitted))
+
+    def _patches(self, maps: Tensor) -> Tensor:
+        kernel, stride, padding = self.geometry
+        patches = functional.unfold(maps, kernel, stride=stride, padding=padding)
+        return patches.transpose(1, 2).flatten(0, 1)
 
     @cached_property
     def delta(self) -> Tensor:
@@ -96,5 +141,4 @@ class ConvFactor:
         self, outside: Complement, *, z: Tensor | None = None, residual: Tensor | None = None
     ) -> Factor:
         """Return the factor of the gradient projected out of a subspace of patches."""
-        rows = Factor(self.x, self.delta, self.transmitted)
-        return rows.project(outside, z=z, residual=residual)
+        return self.as_rows().project(outside, z=z, residual=residual)

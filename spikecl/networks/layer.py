@@ -13,7 +13,7 @@ from spikecl.kernels import scan
 from spikecl.networks.norm import Postsynaptic
 from spikecl.networks.presynaptic import Presynaptic
 from spikecl.networks.synapses import Linear, Synapse
-from spikecl.neurons import LoihiLIF, Neuron, SigmaDelta, SpikingNeuron, State
+from spikecl.neurons import LoihiLIF, Neuron, RateNeuron, SigmaDelta, SpikingNeuron, State
 from spikecl.neurons.rectified import Rectified
 from spikecl.neurons.values import ranges
 
@@ -81,7 +81,7 @@ class Cells(nn.Module):
     @property
     def is_spiking(self) -> bool:
         """Whether the neurons talk in spikes."""
-        return isinstance(self.neuron, (SpikingNeuron, SigmaDelta, LoihiLIF))
+        return isinstance(self.neuron, (SpikingNeuron, SigmaDelta, LoihiLIF, RateNeuron))
 
     @property
     def has_memory(self) -> bool:

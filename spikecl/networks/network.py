@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from spikecl.encoding.decoders import Decoder, MeanDecoder, PopulationDecoder
 from spikecl.errors import UsageError, suggest
 from spikecl.kernels import AUTO, Kernels, Recurrence
+from spikecl.kernels.recurrence import Ways
 from spikecl.networks.layer import Layer
+from spikecl.networks.paths import ALL, turned
 from spikecl.networks.presynaptic import Dropout, Pass, is_static
 from spikecl.networks.synapses import Synapse
 from spikecl.networks.tap import Tap, Taps, tapped
@@ -84,6 +87,8 @@ class Network(nn.Module):
         self.is_random = any(c.neuron.random for c in cells)
         drops = [s for layer in layers.values() for s in layer.stages() if isinstance(s, Dropout)]
         self.draws = self.is_random or any(drop.p for drop in drops)
+        sent = {source for layer in layers.values() for source in layer.inputs}
+        self._added = {s for layer in layers.values() for s in layer.currents} - sent
         self._memory = any(layer.has_memory for layer in layers.values())
 
     @property
@@ -135,6 +140,7 @@ class Network(nn.Module):
         training: bool = False,
         generator: torch.Generator | None = None,
         trace: Trace | None = None,
+        held: dict[str, Tensor] | None = None,
     ) -> Output:
         """Run the network.
 
@@ -147,6 +153,8 @@ class Network(nn.Module):
             training: Drop units, and normalise by the statistics of the batch.
             generator: Where dropout, noise and escape firing draw from.
             trace: Filled with what happens at every step (see :meth:`record`).
+            held: What dropout drew, by path: filled in, or taken from an earlier part of the same
+                samples.
         """
         use: Mapping[str, Tensor] = self.weights() if weights is None else weights
         self._check(x, state, next(iter(use.values())))
@@ -155,33 +163,49 @@ class Network(nn.Module):
             use = {**use, **taps.direct}
         if not self._memory and is_static(x) and self.mean_first and trace is None:
             x = x[:1]  # units without memory give the same answer at every step
-        run = Pass(use, {} if state is None else state, training, generator, self.kernels)
+        held = {} if held is None else held
+        run = Pass(use, dict(state or {}), training, generator, self.kernels, held)
         size = self.kernels.steps
         if not 0 < size < len(x) or training or taps is not None or trace is not None:
             current = self._steps(x, run, taps, trace)
         else:
             current = self._in_parts(torch.split(x, size), run)
-        logits = _mean(current) if isinstance(self.decoder, MeanDecoder) else self.decoder(current)
-        return Output(logits, run.after, current, run.statistics)
+        return Output(self.decode(current), run.after, current, run.statistics)
+
+    def decode(self, steps: Tensor) -> Tensor:
+        """Return logits of the readout's output."""
+        return _mean(steps) if isinstance(self.decoder, MeanDecoder) else self.decoder(steps)
 
     def _steps(
         self, x: Tensor, run: Pass, taps: dict[str, Tap] | None = None, trace: Trace | None = None
     ) -> Tensor:
         """Return the readout's output, layer by layer, each over all steps."""
-        activity, current = {"input": x}, x
+        activity, paths = {"input": x}, taps.paths if isinstance(taps, Taps) else ALL
+        added: dict[str, Tensor] = {}  # currents of shortcuts, for their own synapse's error
         for name, layer in self._plan:
             h = _sum([activity[source] for source in layer.inputs])
             for key, stage in layer.before.items():
                 h = stage(h, f"{name}.{key}", run)
-            if layer is self._plan[-1][1] and self.mean_first:
+            last = layer is self._plan[-1][1]
+            if last and self.mean_first:
                 h = _mean(h)[None]
-            current = _drive(name, layer, h, run, taps)
+            apart = paths.parted(last=last) and (layer.neuron is not None or name in self._added)
+            current, through = _drive(name, layer, h, run, taps, apart=apart)
             for source in layer.currents:
-                current = current + activity[source]
+                felt, own = activity[source], added.get(source)
+                if through is not None:
+                    through = through + felt
+                    current = current + (felt.detach() if own is None else own)
+                else:
+                    current = current + (felt if own is None else own + (felt - felt.detach()))
             if layer.neuron is not None:
-                current = _fire(name, layer, current, run, taps, trace)
-            activity[name] = current
-        return current
+                current = _fire(name, layer, current, through, run, taps, trace)
+            elif through is not None:
+                added[name], current = current, through
+            activity[name] = paths.choose(current)
+            if paths.space == "none" and layer.neuron is not None and not last:
+                activity[name] = current.detach()
+        return activity[name]
 
     def _in_parts(self, parts: Sequence[Tensor], run: Pass) -> Tensor:
         """Return the same from parts in time, one after the other: the state goes along."""
@@ -313,12 +337,16 @@ def _mean(x: Tensor) -> Tensor:
     return x[0] if x.shape[0] == 1 else x.mean(0)
 
 
-def _drive(name: str, layer: Layer, x: Tensor, run: Pass, taps: dict[str, Tap] | None) -> Tensor:
+def _drive(
+    name: str, layer: Layer, x: Tensor, run: Pass, taps: dict[str, Tap] | None, *, apart: bool
+) -> tuple[Tensor, Tensor | None]:
     """Return the current [T, B, ...] of a layer's synapse, all steps in one product.
 
-    A constant input (stride 0 in time) needs one step's rows; so does its gradient.
+    A constant input (stride 0 in time) needs one step's rows; so does its gradient. Where the
+    error that is passed on differs from the synapse's own, the current comes twice.
     """
-    steps, static = x.shape[0], is_static(x)
+    paths = taps.paths if isinstance(taps, Taps) else ALL
+    steps, static = x.shape[0], is_static(x) and not (paths.stepwise and taps is not None)
     synapse = layer.synapse
     rows = synapse.rows(x[0] if static else x.flatten(0, 1))
     if rows.shape[1] != (size := synapse.inputs):
@@ -332,14 +360,28 @@ def _drive(name: str, layer: Layer, x: Tensor, run: Pass, taps: dict[str, Tap] |
     held = layer.inputs == ("input",) and not layer.before
     passing = held or (taps is None and not torch.is_grad_enabled())
     kept = synapse.keep(rows, run.kernels, passing=passing)
-    current = synapse.product(rows, kept, weight, bias, run.kernels)
+    back = paths.feedback.get(name)
+    if taps is None or (back is None and not apart):
+        current = synapse.product(rows, kept, weight, bias, run.kernels)
+        passed = current
+    else:
+        current = synapse.product(rows.detach(), kept, weight, bias, run.kernels)
+        passed = turned(rows, current.detach(), synapse, weight if back is None else back)
+        current = current if apart else passed
     if taps is not None:
         taps[name], current = tapped(kept, current)
-    if layer.norm is not None:
-        current = layer.norm(current, f"{name}.norm", run)
-    if static:
-        return current.expand(steps, *current.shape)
-    return current.view(steps, -1, *current.shape[1:])
+
+    def shaped(found: Tensor, run: Pass) -> Tensor:
+        if layer.norm is not None:
+            found = layer.norm(found, f"{name}.norm", run)
+        if static:
+            return found.expand(steps, *found.shape)
+        return found.view(steps, -1, *found.shape[1:])
+
+    if not apart:
+        return shaped(current, run), None
+    fixed = {key: weight.detach() for key, weight in run.weights.items()} if layer.norm else {}
+    return shaped(current, run), shaped(passed, replace(run, weights=fixed))
 
 
 def _parameters(path: str, synapse: Synapse, run: Pass) -> tuple[Tensor, Tensor | None]:
@@ -358,6 +400,7 @@ def _fire(
     name: str,
     layer: Layer,
     current: Tensor,
+    through: Tensor | None,
     run: Pass,
     taps: dict[str, Tap] | None,
     trace: Trace | None,
@@ -365,14 +408,17 @@ def _fire(
     """Return the output of a layer's neurons; tap the synapse onto themselves."""
     cells, recurrence, path = layer.neuron, None, f"{name}.recurrent"
     assert cells is not None
+    paths = taps.paths if isinstance(taps, Taps) else ALL
     neuron = cells.bound({k: run.weights[f"{name}.neuron.{k}"] for k in cells.ranges})
-    before = run.state.get(name)
+    if paths.reset is not None and getattr(neuron, "detach_reset", None) is paths.reset:
+        neuron = neuron.bind({"detach_reset": not paths.reset})
+    before, felt = run.state.get(name), None
     if layer.recurrent is not None:
         weight, bias = _parameters(path, layer.recurrent, run)
         if taps is not None:
             weight, bias = weight.detach(), bias if bias is None else bias.detach()
             rows = current.flatten(0, 1)  # of an expanded view no gradient per step can be asked
-            current = rows.view(current.shape)
+            current, felt = rows.view(current.shape), paths.feedback.get(path)
         recurrence = Recurrence(weight, bias)
     out, after = run_cells(
         name,
@@ -383,6 +429,7 @@ def _fire(
         generator=run.generator,
         trace=trace,
         kernels=run.kernels,
+        ways=Ways(paths.time == "instant", paths.recurrent, felt, through),
     )
     if after != ():
         run.after[name] = after
@@ -392,6 +439,8 @@ def _fire(
         assert layer.recurrent is not None
         kept = layer.recurrent.keep(sent.flatten(0, 1).flatten(1), run.kernels)
         taps[path], _ = tapped(kept, rows)
+    if isinstance(taps, Taps):
+        taps.fired[name], taps.driven[name] = out, current.detach()
     return out
 
 

@@ -29,6 +29,7 @@ class Pass:
         training: Drop units and use statistics of the batch.
         generator: Where dropout and random neurons draw from.
         kernels: How layers are computed.
+        held: What dropout drew for these samples, by path; filled in.
         after: State by path after the pass, filled in.
         statistics: New running statistics by full name, filled in.
     """
@@ -38,6 +39,7 @@ class Pass:
     training: bool = False
     generator: torch.Generator | None = None
     kernels: Kernels = AUTO
+    held: dict[str, Tensor] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
@@ -128,10 +130,12 @@ class Dropout(Presynaptic):
         """Return the activity of the units that are kept."""
         if not run.training or not self.p:
             return x
-        if run.generator is None:
-            raise UsageError("dropout draws random numbers; pass a torch.Generator")
-        drawn = torch.rand(x.shape[1:], generator=run.generator, dtype=x.dtype)
-        mask = (drawn >= self.p).to(x) / (1 - self.p)
+        if path not in run.held:
+            if run.generator is None:
+                raise UsageError("dropout draws random numbers; pass a torch.Generator")
+            drawn = torch.rand(x.shape[1:], generator=run.generator, dtype=x.dtype)
+            run.held[path] = (drawn >= self.p).to(x) / (1 - self.p)
+        mask = run.held[path]
         return (x[:1] * mask).expand(x.shape) if is_static(x) else x * mask
 
 

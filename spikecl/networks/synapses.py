@@ -8,16 +8,17 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 from spikecl.kernels import Kernels
 from spikecl.kernels.events import Events
-from spikecl.kernels.product import Kept, keep, linear, packed
+from spikecl.kernels.product import Kept, dense, keep, linear, packed
 from spikecl.networks.conv_factor import ConvFactor, Geometry, convolve
-from spikecl.networks.factor import Factor, KeptFactor
+from spikecl.networks.factor import Factor, GradientFactor, KeptFactor
 from spikecl.networks.weight_maps import SplitSigns, SynapticDelays, WeightMap, check_maps
 
 Parameters = Mapping[str, Tensor]
-AnyFactor = Factor | KeptFactor | ConvFactor
+AnyFactor = Factor | KeptFactor | ConvFactor | GradientFactor
 
 
 class Synapse(nn.Module):
@@ -110,8 +111,23 @@ class Synapse(nn.Module):
         """Return the current of rows [R, ...], which were also kept."""
 
     @abstractmethod
+    def error(self, delta: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        """Return the errors of rows of a shape from those of their current [R, ...]."""
+
+    @abstractmethod
     def factor(self, kept: Kept, delta: Tensor) -> AnyFactor:
         """Return the factor of what was transmitted and of the errors of the current."""
+
+    @abstractmethod
+    def traced(self, x: Tensor, kept: Kept, delta: Tensor, ones: Tensor | None) -> AnyFactor:
+        """Return the factor of a gradient that is formed from other rows (traces).
+
+        Args:
+            x: Traces [R, ...] of what was transmitted.
+            kept: What was transmitted.
+            delta: Errors of the current.
+            ones: Trace of an input that is always 1, [R].
+        """
 
 
 class Linear(Synapse):
@@ -136,6 +152,14 @@ class Linear(Synapse):
         """Return [R, n_out], or [R, 2, n_out] of split signs."""
         current = linear(rows, kept, weight, bias, kernels)
         return current.view(len(rows), 2, -1) if self.pair else current
+
+    def error(self, delta: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        """Return ``delta W`` [R, n_in]."""
+        return delta.flatten(1) @ weight
+
+    def traced(self, x: Tensor, kept: Kept, delta: Tensor, ones: Tensor | None) -> Factor:
+        """Return the factor of ``delta^T x``."""
+        return Factor(x, delta.flatten(1), dense(kept), ones=ones)
 
     def factor(self, kept: Kept, delta: Tensor) -> Factor | KeptFactor:
         """Return the factor; its rows are those that were transmitted."""
@@ -186,6 +210,19 @@ class Conv2d(Synapse):
         """Return [R, C_out, H', W'], or [R, 2, C_out, H', W'] of split signs."""
         current = convolve(rows, weight, bias, self.geometry, kernels)
         return current.view(len(rows), 2, -1, *current.shape[2:]) if self.pair else current
+
+    def error(self, delta: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        """Return the errors of the maps [R, C, H, W]."""
+        delta = delta.flatten(1, 2) if self.pair else delta
+        _, stride, padding = self.geometry
+        found: Tensor = conv2d_input(shape, weight, delta, stride=stride, padding=padding)  # type: ignore[no-untyped-call]
+        return found
+
+    def traced(self, x: Tensor, kept: Kept, delta: Tensor, ones: Tensor | None) -> ConvFactor:
+        """Return the factor of a convolution over other maps."""
+        assert not isinstance(kept, Events)
+        delta = delta.flatten(1, 2) if self.pair else delta
+        return ConvFactor(x, delta, self.geometry, transmitted=kept, ones=ones)
 
     def factor(self, kept: Kept, delta: Tensor) -> ConvFactor:
         """Return the factor; patches are taken out when somebody asks for rows."""

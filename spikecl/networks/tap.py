@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from spikecl.kernels.product import LARGE, Kept, dense
+from spikecl.networks.paths import ALL, Paths
 
 
 class Tap(NamedTuple):
@@ -17,13 +18,14 @@ class Tap(NamedTuple):
     Args:
         kept: Rows [R, ...] as the pass kept them: as they are, as bits, or as events.
         edge: What gradients of the current are asked of; the current itself is gone by then.
+            ``None`` where gradients were off: the rows are there, errors are not.
         shape: Shape [R, ...] of the current.
         dtype: Type of both.
         device: Of both.
     """
 
     kept: Kept
-    edge: GradientEdge
+    edge: GradientEdge | None
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
@@ -39,15 +41,29 @@ class Tap(NamedTuple):
 
 
 class Taps(dict[str, Tap]):
-    """Taps by synapse, and the other parameters as leaves that gradients can be asked of."""
+    """Taps by synapse, and what else trainers ask of a pass.
 
-    def __init__(self) -> None:
+    Args:
+        paths: Which ways errors take back.
+
+    Attributes:
+        direct: Parameters that no synapse holds, as leaves that gradients can be asked of.
+        fired: Output [T, B, *features] of each layer with neurons.
+        driven: Current [T, B, *features] that drove them, recurrent synapses aside.
+    """
+
+    def __init__(self, paths: Paths = ALL) -> None:
         super().__init__()
+        self.paths = paths
         self.direct: dict[str, Tensor] = {}
+        self.fired: dict[str, Tensor] = {}
+        self.driven: dict[str, Tensor] = {}
 
 
 def tapped(kept: Kept, current: Tensor) -> tuple[Tap, Tensor]:
     """Return a tap of a current [R, ...], and the current to go on with."""
+    if not torch.is_grad_enabled():
+        return Tap(kept, None, current.shape, current.dtype, current.device), current
     if not current.requires_grad and current.numel() < LARGE:
         current.requires_grad_()
     elif not current.requires_grad:  # a leaf is held by its own gradient edge

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spikecl.errors import UsageError, suggest
 from spikecl.kernels import Kernels, Recurrence, RecurrentState, scan
+from spikecl.kernels.recurrence import Ways
 from spikecl.neurons import Neuron, Refractory, State
 
 
@@ -83,10 +84,19 @@ def run_cells(
     generator: torch.Generator | None,
     trace: Trace | None,
     kernels: Kernels,
+    ways: Ways,
 ) -> tuple[Tensor, State]:
     """Scan a layer; where it is watched, one step at a time."""
     if trace is None or name not in trace.layers or not len(x):
-        return scan(x, state, neuron, recurrence=recurrence, generator=generator, kernels=kernels)
+        return scan(
+            x,
+            state,
+            neuron,
+            recurrence=recurrence,
+            generator=generator,
+            kernels=kernels,
+            ways=ways,
+        )
     outputs, states = [], []
     for current in x:
         out, state = scan(

@@ -29,6 +29,7 @@ from spikecl.neurons.neuron import (
     carry,
     step,
 )
+from spikecl.neurons.rate import RateIF, RateLIF, RateNeuron
 from spikecl.neurons.rectified import NoState, Rectified
 from spikecl.neurons.surrogate import (
     SURROGATES,
@@ -59,6 +60,8 @@ MODELS: Mapping[str, type[Neuron]] = {
     "sigma_delta": SigmaDelta,
     "loihi": LoihiLIF,
     "rectified": Rectified,
+    "rate_if": RateIF,
+    "rate_lif": RateLIF,
 }
 AnyNeuron = Annotated[Neuron, *named(MODELS, "model", "lif")]
 """A field of a component that takes any model, by name in a configuration."""
@@ -92,6 +95,9 @@ __all__ = [
     "Neuron",
     "NoState",
     "PLIF",
+    "RateIF",
+    "RateLIF",
+    "RateNeuron",
     "Rectified",
     "Refractory",
     "Reset",

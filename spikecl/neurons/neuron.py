@@ -62,8 +62,8 @@ class Neuron(ABC):
     ) -> tuple[Tensor, State]:
         """Advance by one step without checks; see :func:`step`."""
 
-    def bind(self, values: Mapping[str, Tensor]) -> Self:
-        """Return the neuron with some parameters replaced by tensors; their values are unchecked.
+    def bind(self, values: Mapping[str, Any]) -> Self:
+        """Return the neuron with some parameters replaced (by tensors); their values are unchecked.
 
         Raises:
             UsageError: The model has no parameter of a name.

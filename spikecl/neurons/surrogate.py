@@ -250,6 +250,7 @@ class _Spike(torch.autograd.Function):
         ctx: Any, x: Tensor, surrogate: Surrogate, strict: bool, shift: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
         ctx.surrogate = surrogate
         shifted = x if shift is None else x + shift
         return (shifted > 0 if strict else shifted >= 0).to(x.dtype)
@@ -258,6 +259,11 @@ class _Spike(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (x,) = ctx.saved_tensors
         return grads[0] * ctx.surrogate(x), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor | None:
+        (x,) = ctx.saved_tensors
+        return None if tangents[0] is None else tangents[0] * ctx.surrogate(x)
 
 
 def spike(

@@ -5,7 +5,7 @@ can leave it::
 
     decay     value = sigmoid(raw)      0 < value < 1   (for a decay 1 - 1/tau this is PLIF)
     positive  value = exp(raw)          value > 0
-    0 or more value = softplus(raw)     value > 0
+    0 or more value = softplus(raw)     value > 0 (of another bound: bound + softplus(raw))
     real      value = raw
 
 Source of the decay's form: Fang et al., ICCV 2021, equation 10.
@@ -68,9 +68,9 @@ class Range:
             return torch.logit(value.clamp(tiny, 1 - tiny))
         if self.open_low:
             return value.log()
-        if self.low == 0:
+        if math.isfinite(self.low):
             tiny = torch.finfo(value.dtype).eps
-            value = value.clamp_min(tiny)
+            value = (value - self.low).clamp_min(tiny)
             return value + (-torch.expm1(-value)).log()  # log(expm1(value)), which overflows
         return value.clone()
 
@@ -80,7 +80,7 @@ class Range:
             return torch.sigmoid(raw)
         if self.open_low:
             return raw.exp()
-        return functional.softplus(raw) if self.low == 0 else raw
+        return self.low + functional.softplus(raw) if math.isfinite(self.low) else raw
 
 
 def _annotation(allowed: Range) -> tuple[Any, ...]:
@@ -97,11 +97,13 @@ _DECAY = Range("input should be between 0 and 1", 0.0, 1.0)
 _POSITIVE = Range("input should be finite and greater than 0", 0.0, open_low=True)
 _NON_NEGATIVE = Range("input should be finite and at least 0", 0.0)
 _REAL = Range("input should be finite")
+_LEAST_RATE = Range("input should be finite and at least 0.01", 0.01)
 
 Decay = Annotated[Value, *_annotation(_DECAY)]
 Positive = Annotated[Value, *_annotation(_POSITIVE)]
 NonNegative = Annotated[Value, *_annotation(_NON_NEGATIVE)]
 Real = Annotated[Value, *_annotation(_REAL)]
+LeastRate = Annotated[Value, *_annotation(_LEAST_RATE)]
 
 
 def ranges(cls: type[Any]) -> Mapping[str, Range]:

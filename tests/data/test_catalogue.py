@@ -9,17 +9,27 @@ from spikecl.data.catalogue import CATALOGUE
 
 def test_names():
     images = ["digits", "mnist", "fashion_mnist", "notmnist", "cifar10", "cifar100"]
-    assert list(CATALOGUE) == [*images, "nmnist", "braille", "fsdd"]
+    assert list(CATALOGUE) == [
+        *images,
+        "evidence",
+        "evidence_short",
+        "nmnist",
+        "braille",
+        "fsdd",
+    ]
     assert all(name == entry.name for name, entry in CATALOGUE.items())
 
 
 @pytest.mark.parametrize("entry", CATALOGUE.values(), ids=lambda e: e.name)
 def test_every_entry_is_complete(entry):
-    classes = {"cifar100": 100, "braille": 27}.get(entry.name, 10)
+    classes = {"cifar100": 100, "braille": 27, "evidence": 2, "evidence_short": 2}.get(
+        entry.name, 10
+    )
     assert entry.licence and entry.citation and len(set(entry.class_names)) == classes
     assert set(entry.md5) <= set(entry.remote)
     assert bool(entry.conversion) is (entry.decode is None and not entry.built_in)
     assert bool(entry.remote) is (entry.decode is not None)
+    assert entry.built_in or entry.draw is None
     assert entry.temporal or entry.step_ms is None
     for variant in entry.variants:
         assert set(variant.class_names) <= set(entry.class_names)

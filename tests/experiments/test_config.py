@@ -416,7 +416,13 @@ def test_the_table_has_every_default():
     assert table["run"] == {"seed": 0, "threads": 1, "device": "cpu"}
     assert table["optimiser"] == {
         "name": "sgd",
-        "sgd": {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"},
+        "sgd": {
+            "lr": 0.1,
+            "momentum": 0.0,
+            "weight_decay": 0.0,
+            "schedule": {"kind": "constant", "warmup": 0.0},
+            "state": "fresh",
+        },
     }
     assert table["method"] == {"name": ["finetune"], "finetune": {}}
 

@@ -84,6 +84,7 @@ def accuracies(found, backend):
     return {name: row[backend].accuracy for name, row in found.results.items()}
 
 
+@pytest.mark.filterwarnings("ignore:layer .hidden1. has been silent:spikecl.errors.ActivityWarning")
 @pytest.mark.parametrize("encoder", ["direct", "latency", "phase", "population"])
 def test_the_file_alone_has_the_accuracy_of_the_run(make, encoder):
     record = make(encoder, encoding={"name": encoder})

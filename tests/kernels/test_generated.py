@@ -41,6 +41,8 @@ from spikecl.neurons import (
     LeakyIntegrator,
     LIFState,
     Neuron,
+    RateIF,
+    RateLIF,
     Rectified,
     Reset,
     SigmaDelta,
@@ -96,6 +98,8 @@ FORMS = {
     "synaptic_integrator": Form(SynapticIntegrator(alpha=0.6, kappa=0.7, v_rest=0.2)),
     "sigma_delta": Form(SigmaDelta(v_th=0.5)),
     "rectified": Form(Rectified()),
+    "rate_if": Form(RateIF(v_th=0.9, detach_reset=False)),
+    "rate_lif": Form(RateLIF(v_th=0.5, tau_mem=4.0, dt=1.0)),
     "izhikevich": Form(Izhikevich(v_peak=25.0), 25.0, 25.0),
     "izhikevich-kept": Form(Izhikevich(substeps=1, dt=0.5, detach_reset=False), 40.0, 30.0),
 }

@@ -148,6 +148,7 @@ def by_hand(name, steps, labels):
         "tet": lambda: (
             0.95 * sum(each) / T + 0.05 * functional.mse_loss(steps, torch.ones_like(steps))
         ),
+        "step_mse": lambda: functional.mse_loss(steps, one_hot.expand_as(steps)),
         "count_mse": lambda: functional.mse_loss(steps.mean(0), one_hot),
         "max_membrane": lambda: functional.cross_entropy(steps.amax(0), labels),
         "first_spike": lambda: functional.cross_entropy(

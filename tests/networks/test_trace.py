@@ -90,6 +90,8 @@ MODELS_AND_FIELDS = {
     "if": {"v"},
     "plif": {"v"},
     "rectified": set(),
+    "rate_if": {"v"},
+    "rate_lif": {"v"},
 }
 
 

@@ -31,6 +31,8 @@ from spikecl.neurons import (
     LeakyIntegrator,
     LIFState,
     LoihiLIF,
+    RateIF,
+    RateLIF,
     Rectified,
     Refractory,
     Reset,
@@ -87,6 +89,8 @@ CASES = {
         LoihiLIF(vth=70, du=2000, dv=300, bias_mant=-6, bias_exp=4), mean=15, spread=30, unit=900
     ),
     "rectified": Case(Rectified()),
+    "rate_if": Case(RateIF(v_th=0.9)),
+    "rate_lif": Case(RateLIF(v_th=0.5, tau_mem=4.0, dt=1.0)),
 }
 OPTIONS = {
     "plain": {},
@@ -599,7 +603,7 @@ def test_every_parameter_matters(case, name):
 ALTERNATIVES = {
     "surrogate": Arctan(slope=1.0), "refractory": 3, "escape": Escape(), "noise": 0.5,
     "reset": Reset.NONE, "substeps": 1, "vth": 100, "du": 1000, "dv": 900,
-    "bias_mant": 9, "bias_exp": 2,
+    "bias_mant": 9, "bias_exp": 2, "fire": 0.9, "tau_mem": 2.0, "dt": 2.0,
 }  # fmt: skip
 
 

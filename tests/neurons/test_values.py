@@ -19,6 +19,7 @@ from spikecl.neurons import (
     ConductanceLIF,
     LeakyIntegrator,
     LoihiLIF,
+    RateIF,
     Rectified,
     SigmaDelta,
 )
@@ -57,6 +58,7 @@ def test_every_model_names_what_may_be_a_tensor():
                  "a", "b", "v_scale", "dt"},
         "leaky_integrator": {"kappa"}, "synaptic_integrator": {"alpha", "kappa", "v_rest"},
         "sigma_delta": {"v_th"}, "loihi": set(), "rectified": set(),
+        "rate_if": {"v_th"}, "rate_lif": {"v_th"},
     }  # fmt: skip
     assert {name: set(ranges(cls)) for name, cls in MODELS.items()} == expected
 
@@ -143,6 +145,20 @@ def test_ends_are_stored_as_finite_numbers_next_to_them(kind, dtype):
     back = ALL[kind].from_raw(raw)
     torch.testing.assert_close(back, values, rtol=2e-5, atol=4 * torch.finfo(dtype).eps)
     assert raw.data_ptr() != values.data_ptr()  # stored numbers are not the caller's
+
+
+def test_a_bound_that_is_not_zero():
+    bounded = ranges(RateIF)["v_th"]
+    assert bounded.read(0.01) == bounded.low == 0.01
+    for bad in (0.00999, torch.tensor([0.5, 0.0])):
+        with pytest.raises(PydanticCustomError, match=r"at least 0\.01"):
+            bounded.read(bad)
+    values = double(0.01, 0.010001, 0.5, 3.0, 90.0)
+    torch.testing.assert_close(bounded.from_raw(bounded.to_raw(values)), values)
+    raw = double(-800.0, -30.0, -1.0, 0.0, 2.0)
+    expected = 0.01 + torch.log1p(raw.exp())
+    torch.testing.assert_close(bounded.from_raw(raw), expected, rtol=1e-12, atol=0)
+    assert bool((bounded.from_raw(raw) >= 0.01).all())
 
 
 @each

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spikecl.continual.method import Context, Factors, Method, Tensors
 from spikecl.metrics import orthonormality_defect
-from spikecl.networks import Factor
+from spikecl.networks import AnyFactor, GradientFactor
 from spikecl.storage import State, nbytes
 from spikecl.streams import Batch, LearnerView
 
@@ -67,9 +67,8 @@ class FaithfulHlop(Method):
         changed = {}
         for position, (name, factor) in enumerate(factors.items()):
             old = self.lateral[name][: self._old[name]]
-            rows = factor.x - (factor.x @ old.T) @ old
             self._learn(name, factor.transmitted, RATE if position else FIRST_RATE)
-            changed[name] = Factor(rows, factor.delta, factor.transmitted)
+            changed[name] = _outside(factor, old)
         return changed
 
     def _learn(self, name: str, x: Tensor, rate: float) -> None:
@@ -116,3 +115,12 @@ class FaithfulHlop(Method):
 
     def nbytes(self) -> int:
         return nbytes(*self.lateral.values(), *self._momentum.values())
+
+
+def _outside(factor: AnyFactor, old: Tensor) -> AnyFactor:
+    """Return a factor whose rows (or gradient, where there are none) are ``x - (x H^T) H``."""
+    if isinstance(factor, GradientFactor):
+        gradient = factor.gradient()
+        return factor.replaced(gradient - (gradient @ old.T) @ old)
+    rows = factor.as_rows()
+    return rows._replace(x=rows.x - (rows.x @ old.T) @ old)

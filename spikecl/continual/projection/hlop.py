@@ -61,12 +61,13 @@ class Hlop(MethodSpec):
         """Return the running method.
 
         It projects the factors where that is exact and all there is; where another method changes
-        gradients or updates, or the optimiser leaves their row space, it projects the update.
+        gradients or updates, the trainer sets weights, or the optimiser leaves their row space, it
+        projects the update.
         """
         if self.faithful:
             return FaithfulHlop(self.rows_for, len(self.rows), sizes_of(context), context)
         alone = not any(overrides(m, hook) for m in context.before for hook in _GRADIENT_HOOKS)
-        if alone and context.optimiser.keeps_row_space:
+        if alone and context.optimiser.keeps_row_space and not context.settles:
             return _Hlop(self, context)
         return _HlopOnUpdates(self, context)
 

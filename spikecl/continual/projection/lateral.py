@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spikecl.metrics import orthonormality_defect
-from spikecl.networks import Complement, Factor
+from spikecl.networks import AnyFactor, Complement
 from spikecl.storage import State, nbytes
 
 MOMENTUM = 0.9
@@ -65,11 +65,11 @@ class LateralWeights:
             self.outside = Complement(self.old, columns.contiguous())
             self.compact = self.free <= 2 * len(self.old)
 
-    def project(self, factor: Factor, rows: Tensor | None) -> Factor:
+    def project(self, factor: AnyFactor, rows: Tensor | None) -> AnyFactor:
         """Project a factor out of the old rows, with the rows :meth:`seen` made if there are."""
         if self.outside is None:
             return factor
-        if rows is None or factor.transmitted is not factor.x:
+        if rows is None or not factor.sends_x:
             return factor.project(self.outside)
         if self.compact:
             return factor.project(self.outside, z=rows)
