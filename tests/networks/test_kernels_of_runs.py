@@ -25,6 +25,9 @@ from spikecl.seeds import Seeds
 from spikecl.streams import CLASS_IL, TASK_IL
 from spikecl.trainers import Bptt
 
+# the small networks here start silent: what they compute is the question, not what they learn
+pytestmark = pytest.mark.filterwarnings("ignore::spikecl.errors.ActivityWarning")
+
 COMPILES = compiler.compiler() is not None
 needs_compiler = pytest.mark.skipif(not COMPILES, reason="no C compiler here")
 CACHES = (
