@@ -151,7 +151,7 @@ def check_equal(tmp_path):
 def test_killing_at_random_points(config, tmp_path, batch, part):
     """Ten real SIGKILLs of the command line each, at times drawn from the length of the run."""
     changes = [f"train.batch={batch}", f"train.epochs={1 if batch == 1 else 8}"]
-    changes += [f"checkpoint.every_steps={100 if batch == 1 else 25}"]
+    changes += [f"checkpoint.every_steps={20 if batch == 1 else 5}"]
     log = fork(
         config, tmp_path, changes=changes, signals=[signal.SIGKILL], times=10, part=part, seed=batch
     )
