@@ -86,6 +86,7 @@ ROWS: dict[str, Row] = {
 }
 LEARN = ("mnist", "spoken_digits", "braille", "evidence")
 FOLDS = {"braille": 5}
+SAMPLES = {"braille": 1158}
 
 
 def main() -> None:
@@ -114,31 +115,37 @@ def learned(task: str, row: Row, seeds: int, where: dict[str, Any]) -> dict[str,
     if not path.exists():
         return {task: {"reason": "no configuration"}}
     folds, common = FOLDS.get(task, 0), row.overrides()
-    first = [f"data.folds={folds}", "data.fold=0"] if folds else []
     try:
-        rate, trial = best_rate(path, [*common, *first], where, "acc")
+        if folds:
+            return {task: over_folds(path, common, folds, seeds, where)}
+        rate, trial = best_rate(path, common, where, "acc")
     except PairingError as error:
         return {task: {"reason": str(error)}}
     chosen = [*common, f"optimiser.lr={rate:.6g}", "run.seed=1"]
-    if not folds:
-        group = run_seeds(load_config(path, chosen), seeds, **where)
-        return {task: {**group.table["metrics"]["acc"], "lr": rate, "trial": trial}}
-    means = []
-    for seed in range(1, seeds + 1):
-        hits = []
-        for number in range(folds):
-            at = [f"data.folds={folds}", f"data.fold={number}", f"run.seed={seed}"]
-            hits.append(run_config(load_config(path, [*chosen[:-1], *at]), **where))
-        means.append(sum(r.record.summary["acc"] for r in hits) / folds)
-    made = interval(means)
-    samples = 1158
+    group = run_seeds(load_config(path, chosen), seeds, **where)
+    return {task: {**group.table["metrics"]["acc"], "lr": rate, "trial": trial}}
+
+
+def over_folds(
+    path: Path, common: Sequence[str], folds: int, seeds: int, where: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the accuracy over all samples, each tested once per seed.
+
+    Every fold chooses its own learning rate, on samples it trains with.
+    """
+    right, rates = [0.0] * seeds, []
+    for number in range(folds):
+        at = [*common, f"data.folds={folds}", f"data.fold={number}"]
+        rates.append(best_rate(path, at, where, "acc"))
+        for seed in range(seeds):
+            chosen = [*at, f"optimiser.lr={rates[-1][0]:.6g}", f"run.seed={seed + 1}"]
+            right[seed] += run_config(load_config(path, chosen), **where).record.summary["acc"]
+    made = interval([each / folds for each in right])
     return {
-        task: {
-            **made._asdict(),
-            "lr": rate,
-            "trial": trial,
-            "binomial_low": wilson_low(made.mean, samples),
-        }
+        **made._asdict(),
+        "lr": [rate for rate, _ in rates],
+        "trial": [trial for _, trial in rates],
+        "binomial_low": wilson_low(made.mean, SAMPLES[path.stem.split("_")[0]]),
     }
 
 
@@ -204,7 +211,8 @@ def rows_of(cells: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for task, cell in row.items():
             if task == "reason" or "reason" in cell:
                 continue
-            rate = {"learning rate": f"{cell['lr']:.3g}"}
+            rates = cell["lr"] if isinstance(cell["lr"], list) else [cell["lr"]]
+            rate = {"learning rate": ", ".join(f"{each:.3g}" for each in sorted(set(rates)))}
             if task in ("finetune", "hlop"):
                 metrics = {name: cell[name] for name in ("acc", "bwt", "learning_accuracy")}
                 yield {"label": label, "method": task, **rate, "metrics": metrics}
