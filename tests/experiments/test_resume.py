@@ -122,7 +122,7 @@ def fork(config, tmp_path, *, changes=(), signals, times, part, seed):
         [sys.executable, "-W", "error", "-c", FORKS, json.dumps(task)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
