@@ -5,8 +5,8 @@ and so have the others. ``hlop`` stands before task 10 of permuted MNIST with th
 of rows, 460, 580 and 480 directions, and runs the Hebbian rule in every tenth step
 (``hlop_every_step`` in each, ``hlop_faithful`` in the arithmetic of the authors' code).
 ``inhibition`` has gathered nine tasks; gathering the tenth after training, 5,000 images, is shared
-out over the 938 steps of the task and counted (``inhibition_step`` is without it). Ratios of
-process CPU time, one thread.
+out over the 938 steps of the task and counted (``inhibition_step`` is without it); so is the Fisher
+information of 1,000 images in ``ewc`` (``ewc_step``). Ratios of process CPU time, one thread.
 
     python benchmarks/core_step.py [--quick] [--write]
 """
@@ -22,7 +22,7 @@ from timing import cpu_seconds, interleave, ratios, report
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from spikecl.continual import Context, Finetune, Hlop, Inhibition, Method, MethodSpec
+from spikecl.continual import Context, Ewc, Finetune, Hlop, Inhibition, Method, MethodSpec, Si
 from spikecl.continual.host import Nobody, Seen
 from spikecl.kernels import Kernels
 from spikecl.learner import form_gradients
@@ -32,7 +32,7 @@ from spikecl.optim import Sgd
 from spikecl.seeds import Seeds
 from spikecl.streams import DOMAIN_IL, Batch, LearnerView, Samples
 from spikecl.streams.events import Part
-from spikecl.trainers import Bptt
+from spikecl.trainers import Bptt, Factors
 
 ROWS = ((80, 200, 100), 70, 70, 50, 50, 50, 30, 30, 30, 10)
 STEPS, PER_TASK, LOOKED = 10, 938, 5000
@@ -42,14 +42,24 @@ STEPS, PER_TASK, LOOKED = 10, 938, 5000
 class Images(Nobody):
     """A host that shows images of pixels that are drawn for each task."""
 
+    network: Network
     task: int = 0
 
-    def look(self, samples: Samples, count: int) -> Iterator[Seen]:
+    def look(self, samples: Samples, count: int, *, batch: int | None = None) -> Iterator[Seen]:
         """Yield images in batches of 64."""
-        draw = torch.Generator().manual_seed(self.task)
-        for start in range(0, count, 64):
-            images = pictures(min(64, count - start), draw)
+        draw, size = torch.Generator().manual_seed(self.task), batch or 64
+        for start in range(0, count, size):
+            images = pictures(min(size, count - start), draw)
             yield Seen(images.expand(6, *images.shape), Batch(images, None, None), torch.mean)
+
+    def relabel(self, seen: Seen, labels: Tensor) -> Seen:
+        """Return images with labels."""
+        return seen._replace(loss=lambda logits: cross_entropy(logits, labels))
+
+    def credit(self, seen: Seen, *, training: bool = True) -> Factors:
+        """Return the factors of images."""
+        with torch.no_grad():
+            return Bptt().factors(self.network, seen.x, seen.loss, training=training)
 
 
 def pictures(count: int, draw: torch.Generator) -> Tensor:
@@ -59,16 +69,19 @@ def pictures(count: int, draw: torch.Generator) -> Tensor:
 
 
 def at_task_10(spec: MethodSpec) -> tuple[Network, Method, Images, LearnerView]:
-    """Return a network and a method that stands at the beginning of the tenth task."""
+    """Return a network and a method that stands at the beginning of the tenth task.
+
+    What ``ewc`` and ``si`` hold is of one size and cost from the second task on: that is theirs.
+    """
     network = SpikingMlp(hidden=(800, 800), neuron=LIF(beta=0.5)).build((784,), 10)
     network.kernels = Kernels(synapse="dense")
     initialise(network, Seeds(0))
-    host = Images()
+    host = Images(network)
     context = Context(network, Sgd(), Seeds(0), DOMAIN_IL, 10, torch.device("cpu"), host=host)
     method = spec.start(context)
     samples = Samples((Part(torch.zeros(LOOKED, 1), None, None),))
     view = LearnerView(DOMAIN_IL, {"samples": samples})
-    for task in range(9):
+    for task in range(1 if isinstance(spec, Ewc | Si) else 9):
         host.task = task
         method.begin(view)
         method.end(view)
@@ -89,6 +102,7 @@ def steps_of(spec: MethodSpec) -> Callable[[], dict[str, float]]:
             with torch.no_grad():
                 synapses = method.factors(made.synapses, batch)
                 optimiser.step(method.gradients(form_gradients(network, synapses, made.direct)))
+                method.after_step()
 
     return lambda: {"step": cpu_seconds(steps) / STEPS}
 
@@ -119,17 +133,21 @@ def main() -> None:
         "plain": steps_of(Finetune()),
         "hlop": steps_of(Hlop(rows=ROWS, every=10)),
         "inhibition": steps_of(Inhibition()),
+        "ewc": steps_of(Ewc()),
+        "si": steps_of(Si()),
         "hlop_every_step": steps_of(Hlop(rows=ROWS)),
         "hlop_faithful": steps_of(Hlop(rows=ROWS, faithful=True)),
     }
-    seconds = interleave(variants, repeats=5 if given.quick else 21)
-    gathered = interleave({"gather": gathering_of(Inhibition())}, repeats=1 if given.quick else 5)
-    gather = sorted(gathered["gather"]["step"])[len(gathered["gather"]["step"]) // 2]
+    gathers: dict[str, MethodSpec] = {"inhibition": Inhibition(), "ewc": Ewc()}
+    seconds = interleave(variants, repeats=3 if given.quick else 21)
+    gathering = {n: gathering_of(spec) for n, spec in gathers.items()}
+    gathered = interleave(gathering, repeats=1 if given.quick else 5)
     plain = seconds.pop("plain")["step"]
     results = {name: ratios(measured["step"], plain) for name, measured in seconds.items()}
-    results["inhibition_step"] = results["inhibition"]
-    whole = [each + gather for each in seconds["inhibition"]["step"]]
-    results["inhibition"] = ratios(whole, plain)
+    for name, measured in gathered.items():
+        results[f"{name}_step"] = results[name]
+        each = sorted(measured["step"])[len(measured["step"]) // 2]
+        results[name] = ratios([step + each for step in seconds[name]["step"]], plain)
     report("core_step", results, keep=given.write)
 
 

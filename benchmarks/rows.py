@@ -9,15 +9,19 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from spikecl.errors import NonFiniteLossError
 from spikecl.experiments import load_config, run_seeds
+from spikecl.experiments.result import RunResult
 from spikecl.experiments.runner import run_config
+from spikecl.metrics import interval
 
+SHOWN = ("acc", "bwt", "learning_accuracy", "last_five")
 TRIAL_SEED, TRIAL_TASKS, HELD_OUT = 100, 3, 0.1
 
 
@@ -32,6 +36,7 @@ class Row:
         rates: Learning rates to choose from; none takes those of the table.
         note: What has to be known to read the row.
         score: What the settings are chosen by.
+        seeds: Seeds of its own, fewer than those of the table; 0 takes the table's.
     """
 
     label: str
@@ -40,6 +45,7 @@ class Row:
     rates: tuple[float, ...] = ()
     note: str = ""
     score: str = "acc"
+    seeds: int = 0
 
     def trials(self, rates: Sequence[float]) -> list[tuple[str, ...]]:
         """Return the settings of all trials."""
@@ -61,7 +67,10 @@ def measured(
     tasks: int,
     seeds: int,
     common: Sequence[str] = (),
-    trial: Sequence[str] | None = None,
+    trial: Sequence[str] = (),
+    trial_tasks: int = TRIAL_TASKS,
+    first_seed: int = 1,
+    also: Mapping[str, Callable[[RunResult], float]] = MappingProxyType({}),
     where: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Choose the settings of a row, run its seeds, and return what they came to.
@@ -71,13 +80,16 @@ def measured(
         config: Configuration of all rows.
         rates: Learning rates, where the row has none of its own.
         tasks: Tasks of the stream.
-        seeds: Seeds of the table, 1 and up.
+        seeds: How many seeds the table has.
         common: Settings of all runs.
-        trial: Settings of all trials; by default a stream of the first tasks.
+        trial: Settings of all trials, beside the number of their tasks.
+        trial_tasks: Tasks of a trial: the first ones.
+        first_seed: First seed of the table.
+        also: Other figures of a run, by name.
         where: Folders of runs and data.
     """
-    first = min(TRIAL_TASKS, tasks)
-    narrowed = [f"stream.experiences={first}"] if trial is None else trial
+    first = min(trial_tasks, tasks)
+    narrowed = [f"stream.experiences={first}", *trial]
     tried: dict[tuple[str, ...], float] = {}
     for each in row.trials(rates):
         settings = [*common, *row.at(first), *each, *narrowed]
@@ -89,15 +101,25 @@ def measured(
             tried[each] = -math.inf
         print(row.label, *each, f"{100 * tried[each]:.2f}", flush=True)
     best = max(tried, key=lambda each: tried[each])
-    settings = [*common, *row.at(tasks), *best, f"stream.experiences={tasks}", "run.seed=1"]
-    group = run_seeds(load_config(config, settings), seeds, **where)
+    settings = [
+        *common,
+        *row.at(tasks),
+        *best,
+        f"stream.experiences={tasks}",
+        f"run.seed={first_seed}",
+    ]
+    count = min(row.seeds, seeds) if row.seeds else seeds
+    group = run_seeds(load_config(config, settings), count, **where)
     summaries = [result.summary for result in group.results]
+    more = {
+        name: interval([of(each) for each in group.results])._asdict() for name, of in also.items()
+    }
     return {
         "label": row.label,
         "note": row.note,
         "settings": list(best),
         "trials": {" ".join(each): value for each, value in tried.items()},
-        "metrics": group.table["metrics"],
+        "metrics": dict(group.table["metrics"]) | more,
         "method_bytes": max(each["method_bytes"] for each in summaries),
         "cpu_s": [each["cpu_s"] for each in summaries],
     }
@@ -107,7 +129,7 @@ def figures(found: Mapping[str, Any], method: str) -> dict[str, Any]:
     """Return the figures of a row: means, standard deviations, bytes, time over fine-tuning's."""
     cell = found[method]
     shown: dict[str, Any] = {}
-    for metric in ("acc", "bwt", "learning_accuracy"):
+    for metric in (m for m in SHOWN if m in cell["metrics"]):
         shown[metric] = cell["metrics"][metric]["mean"]
         shown[f"{metric}_sd"] = cell["metrics"][metric]["sd"]
     shown["bytes"] = cell["method_bytes"]
@@ -129,5 +151,5 @@ def rows_of(cells: Mapping[str, Any], **columns: str) -> Iterator[dict[str, Any]
             "method MB": f"{cell['method_bytes'] / 1e6:.1f}",
             "time": "" if time is None else f"{time:.2f}",
             **({"note": cell["note"]} if any(each["note"] for each in cells.values()) else {}),
-            "metrics": {n: cell["metrics"][n] for n in ("acc", "bwt", "learning_accuracy")},
+            "metrics": {n: v for n, v in cell["metrics"].items() if n in SHOWN},
         }

@@ -109,7 +109,7 @@ def row_of(stream: str, method: str, seeds: int, where: dict[str, Any]) -> dict[
         tasks=table.tasks,
         seeds=seeds,
         common=table.common,
-        trial=[f"stream.experiences={TRIAL_TASKS}", f"stream.split_classes.order=[{first}]"],
+        trial=[f"stream.split_classes.order=[{first}]"],
         where=where,
     )
 

@@ -78,6 +78,9 @@ if TYPE_CHECKING:
     from spikecl.streams import TASK_IL as TASK_IL
     from spikecl.streams import Reveal as Reveal
     from spikecl.streams import Stream as Stream
+    from spikecl.streams import concept_shift as concept_shift
+    from spikecl.streams import domains as domains
+    from spikecl.streams import drifting as drifting
     from spikecl.streams import joint as joint
     from spikecl.streams import permuted as permuted
     from spikecl.streams import rotated as rotated
@@ -142,6 +145,9 @@ _HOMES = {
     "TrainPlan": "learner",
     "carry": "neurons",
     "component": "components",
+    "concept_shift": "streams",
+    "domains": "streams",
+    "drifting": "streams",
     "explain": "networks",
     "export": "experiments.export",
     "initialise": "networks",

@@ -372,6 +372,7 @@ def data_verify(
 
 # ---- showing ------------------------------------------------------------------------------------
 
+FEW = 14  # rows or columns of an accuracy matrix that are shown whole
 _RUN_COLUMNS = ["run", "status", "ACC %"]
 _METRICS = {"acc": "ACC %", "bwt": "BWT %", "fwt": "FWT %", "learning_accuracy": "learning %"}
 
@@ -387,7 +388,7 @@ def _show_run(record: RunRecord, as_json: bool) -> None:
     events, sets = record.matrix_names()
     matrix = record.matrix()
     rows = [[event, *map(_percent, row)] for event, row in zip(events, matrix, strict=True)]
-    _print_table(rows, ["accuracy %", *sets])
+    _print_table(_ends(rows), _ends_of(["accuracy %", *sets]))
     if "geometry" in str(summary["method"]).split("+"):
         _show_geometry(record)
     out.print(f"record: {record.path}", soft_wrap=True)
@@ -524,6 +525,18 @@ def _print_table(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> None:
         table.add_row(*row)
     out.print(table)
     out.print()
+
+
+def _ends(rows: list[list[str]]) -> list[list[str]]:
+    """Return what a screen has room for: of a long stream the first and last events and sets."""
+    shown = [_ends_of(row) for row in rows]
+    if len(shown) <= FEW:
+        return shown
+    return [*shown[: FEW // 2], ["…"] * len(shown[0]), *shown[-FEW // 2 + 1 :]]
+
+
+def _ends_of(row: list[str]) -> list[str]:
+    return row if len(row) <= FEW else [*row[: FEW // 2], "…", *row[-FEW // 2 + 1 :]]
 
 
 def _print_json(value: object) -> None:

@@ -130,6 +130,16 @@ def test_run_shows_summary_matrix_and_the_place_of_the_record(spikecl, config, t
     assert not (tmp_path / "runs").exists()
 
 
+def test_of_a_long_stream_the_ends_of_the_matrix_are_shown(spikecl, config):
+    long = ("--set", "stream.experiences=20", "--set", "train.evaluate=present")
+    code, out, err = spikecl("run", config, *long, "--runs-dir", "here")
+    assert (code, err) == (0, "")
+    for value in ("untrained", "event0", "event19", "task0", "task19", "…"):
+        assert value in out
+    for value in ("event9 ", "task9 "):
+        assert value not in out
+
+
 def test_run_again_shows_the_finished_result(spikecl, config, monkeypatch):
     first = spikecl("run", config)
     monkeypatch.setattr(Learner, "ticks", None)

@@ -37,6 +37,12 @@ OPTIMISERS = {
     "schedule_free": ScheduleFreeSgd(lr=0.5),
 }
 
+# methods about hidden weights behind binary synapses
+BINARY = ("bimu", "cascade", "laborieux")
+
+# methods about thresholds, which have no ordinary twin
+THRESHOLDS = ("threshold",)
+
 # what a method leaves as it was drawn, by the names of parameters
 FROZEN = {"if2net": lambda name: name.endswith("weight") and not name.startswith("readout.")}
 
@@ -75,6 +81,12 @@ def learner_of(method, network, optimiser="sgd", *, reveal=None, stream=None, ba
         options |= {"channels": (6,), "kernel": 2, "pool_size": 1}
     else:
         options |= {"hidden": (12,) if network == "spiking_recurrent" else (12, 9)}
+    name = method if isinstance(method, str) else method_name(method)
+    if name in BINARY:
+        options |= {"binary": "rows"}
+    if name in THRESHOLDS:
+        network = "spiking_mlp" if network == "mlp" else network
+        options |= {"neuron": LIF(beta=0.5, v_th=0.1), "learns": ("v_th",), "per_neuron": True}
     return Learner(
         stream=stream,
         network=NETWORKS.get(network)(**options, bias=True).build(shape, 3),

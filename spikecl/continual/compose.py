@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from spikecl.continual.method import Context, Method, MethodSpec, overrides
+from spikecl.continual.method import Context, Method, MethodSpec, Phase, overrides
 from spikecl.errors import PairingError
 from spikecl.registry import METHODS
 from spikecl.storage import State
@@ -21,6 +21,7 @@ class Composition:
         names = [method_name(spec) for spec in ordered]
         check_slots(ordered)
         self.methods: dict[str, Method] = {}
+        self._around = [n for n, s in zip(names, ordered) if s.phase == Phase.AROUND]
         for name, spec in zip(names, ordered, strict=True):
             started = tuple(self.methods.values())
             self.methods[name] = spec.start(replace(context, before=started))
@@ -28,8 +29,11 @@ class Composition:
 
     def hooks(self, name: str) -> tuple[Callable[..., Any], ...]:
         """Return the bound hooks of a name, of those methods alone that override it."""
+        methods = dict(self.methods)
+        if name == "after_step":
+            methods |= {each: methods.pop(each) for each in self._around}  # come last
         return tuple(
-            getattr(method, name) for method in self.methods.values() if overrides(method, name)
+            getattr(method, name) for method in methods.values() if overrides(method, name)
         )
 
     def _check_answers(self) -> None:

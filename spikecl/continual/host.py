@@ -14,6 +14,10 @@ from spikecl.streams import Batch, Samples
 from spikecl.trainers import Factors
 
 
+def _same(outputs: Tensor) -> Tensor:
+    return outputs
+
+
 class Seen(NamedTuple):
     """Samples as the network gets them.
 
@@ -23,12 +27,14 @@ class Seen(NamedTuple):
         loss: From the network's outputs to the loss that training has of this batch: logits
             [B, classes], or the outputs at every step for a loss of steps.
         generator: Where random neurons draw from; ``None`` where there are none.
+        logits: From the network's outputs to the logits of the classes that compete.
     """
 
     x: Tensor
     batch: Batch
     loss: Callable[[Tensor], Tensor]
     generator: torch.Generator | None = None
+    logits: Callable[[Tensor], Tensor] = _same
 
 
 class Host(Protocol):
@@ -37,8 +43,14 @@ class Host(Protocol):
     The same samples are chosen each time within an event, from the run's seed.
     """
 
-    def look(self, samples: Samples, count: int) -> Iterator[Seen]:
-        """Yield at most ``count`` samples in batches, encoded."""
+    def look(self, samples: Samples, count: int, *, batch: int | None = None) -> Iterator[Seen]:
+        """Yield at most ``count`` samples in batches, encoded; ``batch`` is the run's size."""
+
+    def relabel(self, seen: Seen, labels: Tensor) -> Seen:
+        """Return samples with other labels [B], and the loss of these, without methods' terms."""
+
+    def credit(self, seen: Seen, *, training: bool = True) -> Factors:
+        """Return what the trainer makes of samples that were looked at, at the present weights."""
 
     def factors(
         self,
@@ -77,11 +89,25 @@ class Host(Protocol):
 class Nobody:
     """A host that shows nothing: for methods that are run by hand and never ask."""
 
-    def look(self, samples: Samples, count: int) -> Iterator[Seen]:
+    def look(self, samples: Samples, count: int, *, batch: int | None = None) -> Iterator[Seen]:
         """Refuse."""
         raise UsageError(
             "this method looks at samples through the network at the end of an experience, and "
             "its context has no host; run it in a Learner, or give Context a host"
+        )
+
+    def relabel(self, seen: Seen, labels: Tensor) -> Seen:
+        """Refuse."""
+        raise UsageError(
+            "this method gives samples other labels, and its context has no host; run it in a "
+            "Learner, or give Context a host"
+        )
+
+    def credit(self, seen: Seen, *, training: bool = True) -> Factors:
+        """Refuse."""
+        raise UsageError(
+            "this method asks for gradients of samples, and its context has no host; run it in a "
+            "Learner, or give Context a host"
         )
 
     def factors(

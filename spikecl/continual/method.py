@@ -24,8 +24,13 @@ Tensors = Mapping[str, Tensor]
 
 
 class Phase(enum.IntEnum):
-    """When a method acts within a step; methods run in this order."""
+    """When a method acts within a step; methods run in this order.
 
+    ``AROUND`` is about whole steps: it gets gradients as the loss has them, before any other
+    method, and its ``after_step`` comes last, when all others have changed the weights.
+    """
+
+    AROUND = -1
     EXTRA_GRADIENT = 0
     GATE = 1
     OPTIMISER = 2
@@ -58,7 +63,8 @@ class Method:
     """A running method. Override the hooks you need; the others cost nothing.
 
     A hook that takes a value returns the value to go on with. Order within a step:
-    ``extend_batch, weights, logits, output_loss, factors, gradients, update, after_step``.
+    ``extend_batch, weights, logits, output_loss, errors, fired, factors, gradients, update,
+    after_step``.
 
     Example:
         >>> class Clip(Method):
@@ -88,6 +94,20 @@ class Method:
     def output_loss(self, loss: Tensor, logits: Tensor, batch: Batch) -> Tensor:
         """Add terms at the output to the loss. Penalties on weights belong in ``gradients``."""
         return loss
+
+    def errors(self, fired: Tensors, share: float) -> Tensors:
+        """Return errors to add to those of hidden outputs [T, B, *features], by layer.
+
+        They are derivatives of a cost by each output; ``fired`` has the outputs of a share of the
+        steps. Asked for by trainers that follow errors through the neurons.
+        """
+        return {}
+
+    def fired(self, rates: Tensors, share: float) -> None:
+        """Look at the mean output of each neuron [*features] by layer in this step.
+
+        Where weights change several times in a step, these are the means of a share of it.
+        """
 
     def factors(self, factors: Factors, batch: Batch) -> Factors:
         """Change the factors before gradients are formed."""

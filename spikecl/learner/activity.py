@@ -31,9 +31,9 @@ class Activity:
         self._said: list[str] = []
 
     def add(self, activity: Mapping[str, Tensor], share: float = 1.0) -> None:
-        """Take the means of a batch, or of a share of its steps."""
+        """Take the means of each neuron over a batch, or over a share of its steps."""
         for name, mean in activity.items():
-            mean = mean.double() * share
+            mean = mean.double().mean() * share
             self._sums[name] = self._sums[name] + mean if name in self._sums else mean
         self._count += share if activity else 0.0
 

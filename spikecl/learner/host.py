@@ -22,6 +22,7 @@ class LearnerHost:
         load: From samples to what is in memory, on the learner's device.
         order: Return the generator that chooses samples of the present event.
         seen: From a batch and its number to what the network gets.
+        relabel: From that and labels to the same with these.
         call: From that, and weights in place of the network's own, to what the trainer is called
             with.
         parts: The trainer.
@@ -39,6 +40,7 @@ class LearnerHost:
         load: Callable[[Samples], Loaded],
         order: Callable[[], torch.Generator],
         seen: Callable[[Batch, int], Seen],
+        relabel: Callable[[Seen, Tensor], Seen],
         call: Callable[[Seen, Mapping[str, Tensor] | None], Call],
         parts: Callable[[Call], Iterator[Factors]],
         heads: Heads,
@@ -50,7 +52,7 @@ class LearnerHost:
     ):
         self._load, self._order, self._seen = load, order, seen
         self._call, self._parts, self._batch = call, parts, batch
-        self._heads = heads
+        self._heads, self.relabel = heads, relabel
         self.progress, self.share, self.portion, self.restart = progress, share, portion, restart
 
     @property
@@ -62,12 +64,24 @@ class LearnerHost:
         """Return which outputs learn in this experience, where they are ``apart``."""
         return self._heads.own if self.apart else None
 
-    def look(self, samples: Samples, count: int) -> Iterator[Seen]:
-        """Yield at most ``count`` samples in batches, encoded."""
+    def look(self, samples: Samples, count: int, *, batch: int | None = None) -> Iterator[Seen]:
+        """Yield at most ``count`` samples in batches, encoded; ``batch`` is the run's size."""
         loaded = self._load(samples)
         chosen = torch.randperm(len(loaded), generator=self._order())[:count].to(loaded.x.device)
-        for step, rows in enumerate(torch.split(chosen, self._batch)):
+        for step, rows in enumerate(torch.split(chosen, batch or self._batch)):
             yield self._seen(loaded.take(rows), step)
+
+    def credit(
+        self,
+        seen: Seen,
+        weights: Mapping[str, Tensor] | None = None,
+        *,
+        training: bool = True,
+    ) -> Factors:
+        """Return what the trainer makes of samples that were looked at."""
+        with torch.no_grad():
+            call = replace(self._call(seen, weights), training=training)
+            return joined(list(self._parts(call)))
 
     def factors(
         self,
@@ -79,6 +93,4 @@ class LearnerHost:
     ) -> Iterator[Factors]:
         """Yield what the trainer makes of at most ``count`` samples, at the present weights."""
         for seen in self.look(samples, count):
-            with torch.no_grad():
-                call = replace(self._call(seen, weights), training=training)
-                yield joined(list(self._parts(call)))
+            yield self.credit(seen, weights, training=training)

@@ -6,8 +6,9 @@ state is in ``state_dict``, and a learner that takes it back goes on as if it ha
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ from spikecl.streams import Adapt, Batch, Evaluate, Experience, Loaded, Reveal, 
 from spikecl.trainers import Call, Factors, PerStep, Trainer
 
 WINDOW = 50  # steps between two looks at the loss: a look waits for the device
-TEST_CACHE_BYTES = 2**30
+TEST_CACHE_BYTES = 2**28
 
 
 class Learner:
@@ -131,7 +132,8 @@ class Learner:
         self.heads.rehearsed = bool(hooks("extend_batch") or hooks("training_set"))
         self._predict = hooks("predict")
         self._seen = 0
-        self._last = next((e for e in reversed(stream) if isinstance(e, Experience)), None)
+        experiences = [event.index for event in stream if isinstance(event, Experience)]
+        self._ends = (experiences[0], experiences[-1]) if experiences else (-1, -1)
         self._state: Mapping[str, NeuronState] | None = None  # where the last batch ended
         self._saved_state: list[Tensor] = []
         self._tests: dict[str, Loaded] = {}
@@ -195,7 +197,7 @@ class Learner:
             yield Tick("epoch", self.at, [])
         if last:
             self.optimiser.settle()
-        if not self.at.samples and event is self._last:
+        if not self.at.samples and event.index == self._ends[1]:
             raise UsageError(
                 "nothing was learned: the methods chose no samples of any experience; if one waits "
                 "(method.joint.wait), let it wait for fewer experiences than there are"
@@ -212,8 +214,7 @@ class Learner:
         """
         if Reveal.BOUNDARY in self.stream.reveal:
             return True, True
-        experiences = [e.index for e in self.stream if isinstance(e, Experience)]
-        return event.index == experiences[0], event.index == experiences[-1]
+        return event.index == self._ends[0], event.index == self._ends[1]
 
     def _epoch(self, loaded: Loaded, epoch: int) -> Iterator[Tick]:
         generator = self.seeds.generator("order", event=self.at.event, epoch=epoch)
@@ -240,9 +241,13 @@ class Learner:
         draws = self.network.draws or self.trainer.random
         generator = self._generator("network", epoch, step) if draws else None
         call = self._call(seen._replace(generator=generator), weights or None, self._start(seen.x))
+        if hooks["errors"]:
+            call = replace(call, errors=self._errors)
         total: dict[str, Tensor] = {}
         with torch.no_grad():
             for part in self.trainer.parts(call):
+                for look in hooks["fired"]:
+                    look(part.activity, part.share)
                 gradients = self._gradients(part, batch, weights or None)
                 if self.trainer.every_part:
                     self._portion = part.share
@@ -274,20 +279,36 @@ class Learner:
             weights = change(weights)
         return dict(weights)
 
+    def _errors(self, fired: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+        """Return the errors that methods add to those of hidden outputs."""
+        total: dict[str, Tensor] = {}
+        for send in self._hooks["errors"]:
+            for name, error in send(fired, share).items():
+                total[name] = total[name] + error if name in total else error
+        return total
+
     def _see(self, batch: Batch, step: int, epoch: int, name: str = "encode") -> Seen:
         """Return a batch as the network gets it, with its loss."""
+        return self._as(self._encode(batch.x, name, self.at.event, epoch, step), batch)
 
-        def output_loss(outputs: Tensor) -> Tensor:
+    def _as(self, x: Tensor, batch: Batch, *, terms: bool = True) -> Seen:
+        """Return encoded samples with the loss of their labels, and terms of methods."""
+
+        def logits_of(outputs: Tensor) -> Tensor:
             logits = self.heads.train(outputs, batch)
             for change in self._hooks["logits"]:
                 logits = change(logits)
+            return logits
+
+        def output_loss(outputs: Tensor) -> Tensor:
+            logits = logits_of(outputs)
             assert batch.y is not None
             loss = self.loss(logits, batch.y)
-            for term in self._hooks["output_loss"]:
+            for term in self._hooks["output_loss"] if terms else ():
                 loss = term(loss, logits, batch)
             return loss
 
-        return Seen(self._encode(batch.x, name, self.at.event, epoch, step), batch, output_loss)
+        return Seen(x, batch, output_loss, logits=logits_of)
 
     def _call(
         self,
@@ -315,10 +336,15 @@ class Learner:
             generator = self._generator("look-network", 0, step) if draws else None
             return self._see(batch, step, 0, "look-encode")._replace(generator=generator)
 
+        def relabel(seen: Seen, labels: Tensor) -> Seen:
+            batch = seen.batch._replace(y=labels)
+            return self._as(seen.x, batch, terms=False)._replace(generator=seen.generator)
+
         return LearnerHost(
             load=lambda samples: samples.load().to(self.device),
             order=lambda: self.seeds.generator("look", event=self.at.event),
             seen=seen,
+            relabel=relabel,
             call=self._call,
             parts=self.trainer.parts,
             heads=self.heads,
@@ -473,7 +499,11 @@ class Learner:
             return list(sets)
         event = self.stream[now]
         extra = event.sets if isinstance(event, Evaluate) else ()
-        return [name for name, s in sets.items() if s.taught[0] <= now + 1 or name in extra]
+        if self.plan.evaluate == "present":
+            wanted = {name for name, s in sets.items() if now in s.taught or now + 1 in s.taught}
+        else:
+            wanted = {name for name, s in sets.items() if s.taught[0] <= now + 1}
+        return [name for name in sets if name in wanted or name in extra]
 
     def _accuracies(self, name: str) -> tuple[float, float]:
         """Return accuracy among the task's classes, and among all."""
@@ -605,8 +635,8 @@ class Learner:
         which = 0 if Reveal.TASK_ID_EVAL in self.stream.reveal else 1
         if len(self._rows[which]) < 2:
             return None
-        row, last = self._rows[which][-1], len(self._rows[which]) - 2
-        seen = [row[n] for n, s in self.stream.eval_sets.items() if s.taught[0] <= last]
+        latest, last = ChainMap(*reversed(self._rows[which])), len(self._rows[which]) - 2
+        seen = [latest[n] for n, s in self.stream.eval_sets.items() if s.taught[0] <= last]
         return sum(seen) / len(seen) if seen else None
 
     # ---- helpers --------------------------------------------------------------------------------
@@ -643,6 +673,8 @@ _STEP_HOOKS = (
     "weights",
     "logits",
     "output_loss",
+    "errors",
+    "fired",
     "factors",
     "gradients",
     "update",

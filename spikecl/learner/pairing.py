@@ -8,6 +8,7 @@ from typing import cast
 from torch import Tensor
 
 from spikecl.continual.compose import Composition, check_slots, method_name
+from spikecl.continual.metaplasticity.sampled import Voting
 from spikecl.continual.method import MethodSpec, check_reveal, overrides
 from spikecl.continual.projection.protection import ProjectUpdates
 from spikecl.encoding import Encoder, FirstSpike, Loss, PopulationDecoder
@@ -60,7 +61,11 @@ def check_rehearsal(methods: Composition) -> None:
     """Refuse to train old samples with weights that tests of them do not use."""
     running = methods.methods.items()
     brings = [n for n, m in running if any(overrides(m, hook) for hook in REHEARSING)]
-    answers = [n for n, m in running if overrides(m, "weights") and overrides(m, "predict")]
+    answers = [
+        name
+        for name, m in running
+        if overrides(m, "weights") and overrides(m, "predict") and not isinstance(m, Voting)
+    ]
     if brings and answers:
         raise PairingError(
             f"method '{answers[0]}' trains with weights of the present task and tests old tasks "

@@ -19,7 +19,9 @@ class TrainPlan:
         batch: Samples per step.
         eval_batch: Samples per forward pass in tests.
         evaluate: After each event, test on the sets taught so far and the next one (all that the
-            metrics need), or on all.
+            metrics need), on all, or on those that it taught and the next one alone (``present``:
+            what long streams can afford; forgetting is then that since learning). All sets are
+            tested before the first event and after the last.
         membrane: What a training batch starts from: rest (``reset``), or the state in which the
             batch before it ended (``detach``: its values, without its graph). Tests start from
             rest.
@@ -28,7 +30,7 @@ class TrainPlan:
     epochs: PositiveInt = 1
     batch: PositiveInt = 64
     eval_batch: PositiveInt = 256
-    evaluate: Literal["seen_and_next", "all"] = "seen_and_next"
+    evaluate: Literal["seen_and_next", "all", "present"] = "seen_and_next"
     membrane: Literal["reset", "detach"] = "reset"
 
 

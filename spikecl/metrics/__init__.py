@@ -4,6 +4,13 @@ from spikecl.metrics.distances import van_rossum, victor_purpura
 from spikecl.metrics.intervals import cv, cv2, isi
 from spikecl.metrics.leakage import alignment, energy_held, held_angles, interference, leakage
 from spikecl.metrics.matrix import AccuracyMatrix, Summary
+from spikecl.metrics.memory_trace import (
+    MemoryTrace,
+    lifetime,
+    log_ages,
+    power_law,
+    recall_curve,
+)
 from spikecl.metrics.similarity import flipped, linear_cka
 from spikecl.metrics.spectrum import (
     dimensionality,
@@ -18,6 +25,7 @@ from spikecl.metrics.subspace import captured_energy, orthonormality_defect, pri
 __all__ = [
     "AccuracyMatrix",
     "Interval",
+    "MemoryTrace",
     "Summary",
     "alignment",
     "captured_energy",
@@ -34,13 +42,17 @@ __all__ = [
     "interval",
     "isi",
     "leakage",
+    "lifetime",
     "linear_cka",
+    "log_ages",
     "orthonormality_defect",
     "participation_ratio",
+    "power_law",
     "principal_angles",
     "principal_components",
     "psth",
     "rates",
+    "recall_curve",
     "sta",
     "synchrony",
     "van_rossum",

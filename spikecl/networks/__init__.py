@@ -33,6 +33,7 @@ from spikecl.networks.synapses import AnyFactor, Conv2d, Linear, Synapse
 from spikecl.networks.tap import Tap, Taps
 from spikecl.networks.trace import Recording
 from spikecl.networks.weight_maps import (
+    Binarise,
     Dale,
     Gain,
     NoAutapses,
@@ -48,6 +49,7 @@ __all__ = [
     "AvgPool2d",
     "AxonalDelay",
     "BatchNorm",
+    "Binarise",
     "Cells",
     "Channels",
     "Complement",

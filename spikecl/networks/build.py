@@ -29,6 +29,7 @@ from spikecl.networks.presynaptic import (
 )
 from spikecl.networks.synapses import Linear
 from spikecl.networks.weight_maps import (
+    Binarise,
     Dale,
     Gain,
     NoAutapses,
@@ -51,6 +52,7 @@ Names = Annotated[tuple[Annotated[str, Strict()], ...], Strict(False)]
 Readout = Literal["mean_rate", "mean_current", "sum", "max", "last", "leaky", "first_spike"]
 MEANS = ("mean_rate", "mean_current")
 Head = Literal["single", "growing", "multi"]
+Binary = Literal["none", "fixed", "rows"]
 
 
 class NetworkSpec(ABC):
@@ -86,6 +88,9 @@ class LayeredSpec(NetworkSpec):
             (:class:`~spikecl.networks.LoihiWeights`).
         standardise: Standardise the weights of hidden layers: mean 0 and variance 1 / fan-in in
             each row, times a trained gain.
+        binary: Weights are signs of hidden weights that learn, readout and recurrence too
+            (:class:`~spikecl.networks.Binarise`): of one size, 1 / sqrt(fan-in) (``fixed``), or
+            times a trained gain of each output (``rows``). ``gain`` scales those of hidden layers.
         excitatory: Fraction of neurons of each layer that excite, the others inhibit (Dale's law,
             from the second layer on); 0 leaves the signs free.
         dropout: Probability that a hidden neuron is dropped for a sample in training.
@@ -110,6 +115,7 @@ class LayeredSpec(NetworkSpec):
     norm: Literal["none", "batch"] = "none"
     gain: PositiveFloat = 1.0
     standardise: bool = False
+    binary: Binary = "none"
     excitatory: Annotated[float, Field(ge=0, lt=1)] = 0.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     delay: Annotated[int, Field(ge=0)] = 0
@@ -164,6 +170,7 @@ class LayeredSpec(NetworkSpec):
         """Return the weight maps of a layer."""
         whole = isinstance(self.neuron, LoihiLIF)
         wanted: dict[WeightMap, bool] = {
+            Binarise(rows=self.binary == "rows"): self.binary != "none",
             Standardise(): self.standardise and hidden,
             Gain(factor=self.gain): self.gain != 1 and hidden and not whole,
             Dale(excitatory=self.excitatory): bool(self.excitatory) and not first,
@@ -220,6 +227,8 @@ class LayeredSpec(NetworkSpec):
         if self.gain != 1 and not whole:
             own = (Gain(factor=self.gain), *own)
         own = (*own, NoAutapses(), LoihiWeights(scale=self.gain)) if whole else (*own, NoAutapses())
+        if self.binary != "none":
+            own = (Binarise(rows=self.binary == "rows"), *own)
         onto = Linear(n_out, n_out, maps=own) if recurrent else None
         return Layer(
             Linear(n_in, n_out, bias=self.bias, maps=maps),

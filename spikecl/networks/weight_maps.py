@@ -6,6 +6,7 @@ effective weight, and :meth:`Synapse.pull_back` carries it to what is stored.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
@@ -85,6 +86,36 @@ class Gain(WeightMap):
     def __call__(self, weight: Tensor, own: Mapping[str, Tensor]) -> Tensor:
         """Return the scaled weight."""
         return self.factor * weight
+
+
+@component
+class Binarise(WeightMap):
+    """``w_eff = scale / sqrt(fan_in) sign(w)``, times a trained gain of each output with ``rows``.
+
+    What is stored is a hidden weight that learns in small steps; the current has its sign alone,
+    that of 0 being +1. The gradient takes the sign for the identity (straight through), however
+    large the hidden weight is.
+
+    Source: Courbariaux et al. 2016; Laborieux et al. 2021, where the scale is 1 and a norm follows.
+
+    Args:
+        scale: Size of an effective weight, times the root of the fan-in.
+        rows: Train a ``gain`` [n_out] as well, 1 at the start.
+    """
+
+    scale: PositiveFloat = 1.0
+    rows: bool = False
+
+    def parameters(self, weight: Tensor) -> Mapping[str, Tensor]:
+        """Return ``gain``, all 1, where rows have one."""
+        return {"gain": torch.ones(len(weight))} if self.rows else {}
+
+    def __call__(self, weight: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+        """Return the binary weight."""
+        size = self.scale / math.sqrt(weight[0].numel())
+        signs = torch.where(weight.detach() < 0, -1.0, 1.0).to(weight)
+        made = size * (signs + (weight - weight.detach()))
+        return made * own["gain"].view(-1, *[1] * (weight.dim() - 1)) if self.rows else made
 
 
 @component
@@ -187,6 +218,12 @@ class SynapticDelays(WeightMap):
 def check_maps(maps: tuple[WeightMap, ...]) -> None:
     """Refuse two maps of which the second would undo the first."""
     kinds = [type(m) for m in maps]
+    if Binarise in kinds and (Standardise in kinds or Dale in kinds):
+        other = "Standardise" if Standardise in kinds else "Dale"
+        why = "has values of its own" if other == "Standardise" else "has the sign of its neuron"
+        raise ConfigError(f"Binarise and {other}: a weight that {why} is no free sign; use one")
+    if Binarise in kinds[1:]:
+        raise ConfigError("Binarise takes the signs of what is stored; name it first")
     if Standardise in kinds and Dale in kinds:
         raise ConfigError(
             "Standardise and Dale: a standardised weight has both signs in every row; use one"

@@ -18,7 +18,10 @@ from spikecl.plots.drift import (
 )
 from spikecl.plots.geometry import geometry_tables, plot_geometry
 from spikecl.plots.groups import Group, group_records
+from spikecl.plots.homeostasis import plot_distribution, plot_learning_rate
+from spikecl.plots.importance import importance_map
 from spikecl.plots.matrix import plot_matrix
+from spikecl.plots.memory_trace import plot_memory_trace
 from spikecl.plots.movie import animation
 from spikecl.plots.plasticity import plot_stdp_window
 from spikecl.plots.run import plot_run
@@ -32,6 +35,7 @@ from spikecl.plots.subspaces import (
     plot_spectrum,
     plot_task_angles,
 )
+from spikecl.plots.synapses import plot_synapses
 from spikecl.plots.training import has_geometry
 
 __all__ = [
@@ -40,6 +44,7 @@ __all__ = [
     "geometry_tables",
     "group_records",
     "has_geometry",
+    "importance_map",
     "isi",
     "membrane",
     "plot_alignment",
@@ -47,18 +52,22 @@ __all__ = [
     "plot_caught",
     "plot_comparison",
     "plot_curves",
+    "plot_distribution",
     "plot_flipped",
     "plot_geometry",
     "plot_inside",
     "plot_leakage",
+    "plot_learning_rate",
     "plot_loss",
     "plot_matrix",
+    "plot_memory_trace",
     "plot_orthonormality",
     "plot_plasticity",
     "plot_run",
     "plot_similarity",
     "plot_spectrum",
     "plot_stdp_window",
+    "plot_synapses",
     "plot_task_angles",
     "plot_tasks",
     "psth",

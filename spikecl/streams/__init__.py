@@ -1,5 +1,6 @@
 """Task streams: pure sequences of events, and what a learner may see of them."""
 
+from spikecl.streams.domains import Domains, domains
 from spikecl.streams.events import (
     Adapt,
     Batch,
@@ -10,6 +11,7 @@ from spikecl.streams.events import (
     Samples,
     Unlearn,
 )
+from spikecl.streams.mixtures import Drifting, drifting
 from spikecl.streams.reveal import CLASS_IL, DOMAIN_IL, TASK_FREE, TASK_IL, LearnerView, Reveal
 from spikecl.streams.scenarios import (
     Joint,
@@ -22,6 +24,7 @@ from spikecl.streams.scenarios import (
     rotated,
     split_classes,
 )
+from spikecl.streams.shifts import ConceptShift, concept_shift
 from spikecl.streams.stream import Stream
 
 __all__ = [
@@ -31,6 +34,9 @@ __all__ = [
     "TASK_IL",
     "Adapt",
     "Batch",
+    "ConceptShift",
+    "Domains",
+    "Drifting",
     "Evaluate",
     "Event",
     "Experience",
@@ -45,6 +51,9 @@ __all__ = [
     "Stream",
     "StreamSpec",
     "Unlearn",
+    "concept_shift",
+    "domains",
+    "drifting",
     "joint",
     "permuted",
     "rotated",

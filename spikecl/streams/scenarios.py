@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,10 +16,19 @@ from spikecl.data import Data
 from spikecl.errors import ConfigError
 from spikecl.registry import STREAMS
 from spikecl.seeds import Seeds
-from spikecl.streams.events import Experience, Part, Samples, Transform, concatenate
-from spikecl.streams.reveal import CLASS_IL, DOMAIN_IL, TASK_IL, Reveal
-from spikecl.streams.stream import EvalSet, Stream
+from spikecl.streams.events import Experience, concatenate
+from spikecl.streams.reveal import CLASS_IL, TASK_FREE, TASK_IL, Reveal
+from spikecl.streams.source import (
+    Source,
+    at_least_one,
+    domain_incremental,
+    every_class,
+    stream_of,
+)
+from spikecl.streams.stream import Stream
 from spikecl.streams.transforms import Permute, Rotate
+
+SCENARIOS = {"task": TASK_IL, "class": CLASS_IL, "free": TASK_FREE}
 
 
 class StreamSpec(ABC):
@@ -33,68 +41,14 @@ class StreamSpec(ABC):
         """Return the stream."""
 
 
-class _Source:
-    """The arrays of a data set as tensors, with sample ids that tell train from test."""
-
-    def __init__(self, data: Data):
-        self.data = data
-        self.train = self._split(data.x_train, data.y_train, 0)
-        self.test = self._split(data.x_test, data.y_test, len(data.x_train))
-        self.all_classes = tuple(range(data.classes))
-
-    @staticmethod
-    def _split(x: Any, y: Any, first: int) -> tuple[Tensor, Tensor, Tensor]:
-        x, y = (torch.from_numpy(np.require(a, requirements="W")) for a in (x, y))
-        return x, y, torch.arange(first, first + len(x))
-
-    def samples(
-        self, split: Literal["train", "test"], index: Tensor | None, transform: Transform | None
-    ) -> Samples:
-        arrays = self.train if split == "train" else self.test
-        return Samples((Part(*arrays, index=index, transform=transform),), self.data.peak)
-
-
-def _stream(
-    name: str,
-    source: _Source,
-    seed: int,
-    reveal: Reveal,
-    parameters: Mapping[str, Any],
+def permuted(
+    data: Data,
     *,
-    classes: Sequence[tuple[int, ...]],
-    index: Sequence[tuple[Tensor | None, Tensor | None]],
-    transforms: Sequence[Transform | None],
+    experiences: int = 10,
+    seed: int = 0,
+    old_data: bool = False,
+    boundaries: bool = True,
 ) -> Stream:
-    """Put a stream together from per-experience classes, (train, test) rows and transforms."""
-
-    def make(i: int) -> Experience:
-        train = source.samples("train", index[i][0], transforms[i])
-        return Experience(i, train, classes[i], task=i)
-
-    eval_sets = {
-        f"task{i}": EvalSet(source.samples("test", index[i][1], transforms[i]), classes[i], (i,))
-        for i in range(len(classes))
-    }
-    data = {"data": source.data.checksum, "peak": source.data.peak}
-    if source.data.temporal:
-        data |= {"temporal": True, "step_ms": source.data.step_ms}
-    identity = {"stream": name, **parameters, **data}
-    return Stream(
-        f"{name}-{source.data.name}",
-        identity,
-        seed,
-        reveal,
-        source.data.classes,
-        source.data.input_shape,
-        len(classes),
-        make,
-        eval_sets,
-        source.data.temporal,
-        source.data.class_names,
-    )
-
-
-def permuted(data: Data, *, experiences: int = 10, seed: int = 0, old_data: bool = False) -> Stream:
     """Return a stream whose every experience permutes the features in its own way.
 
     Of temporal data the features of a step are permuted, at every step alike; time stays.
@@ -102,16 +56,15 @@ def permuted(data: Data, *, experiences: int = 10, seed: int = 0, old_data: bool
     All classes are in every experience (domain-incremental). Permutation i depends on the seed and
     i alone; the first experience is permuted too (as in HLOP's and GPM's benchmark).
     """
-    _at_least_one(experiences)
-    source, seeds = _Source(data), Seeds(seed)
+    at_least_one(experiences)
+    source, seeds = Source(data), Seeds(seed)
     size = math.prod(data.input_shape[data.temporal :])
     transforms = [
         Permute(torch.randperm(size, generator=seeds.generator("stream", event=i)))
         for i in range(experiences)
     ]
-    return _every_class(
-        "permuted", source, seed, transforms, {"experiences": experiences}, old_data
-    )
+    reveal = domain_incremental(old_data=old_data, boundaries=boundaries)
+    return every_class("permuted", source, seed, transforms, {"experiences": experiences}, reveal)
 
 
 def rotated(
@@ -120,22 +73,24 @@ def rotated(
     degrees: Sequence[float] = (0, 45, 90, 135),
     seed: int = 0,
     old_data: bool = False,
+    boundaries: bool = True,
 ) -> Stream:
     """Return a stream whose experience i shows the images turned by ``degrees[i]``.
 
     Of temporal data the images of all steps are turned alike.
     """
-    _at_least_one(len(degrees))
+    at_least_one(len(degrees))
     if len(data.input_shape) - data.temporal not in (2, 3):
         raise ConfigError(
             f"rotated needs images [H, W] or [H, W, C], behind time where it is temporal; "
             f"{data.name} has samples of shape {list(data.input_shape)}"
             f"{', temporal' * data.temporal}; use permuted or split_classes"
         )
-    source = _Source(data)
+    source = Source(data)
     transforms = [Rotate(float(angle), data.temporal) for angle in degrees]
     parameters = {"degrees": [float(angle) for angle in degrees]}
-    return _every_class("rotated", source, seed, transforms, parameters, old_data)
+    reveal = domain_incremental(old_data=old_data, boundaries=boundaries)
+    return every_class("rotated", source, seed, transforms, parameters, reveal)
 
 
 def split_classes(
@@ -166,7 +121,7 @@ def split_classes(
         ConfigError: More experiences than classes, or an order that names a class twice or one
             that is not there.
     """
-    _at_least_one(experiences)
+    at_least_one(experiences)
     generator = Seeds(seed).generator("stream")
     drawn = torch.randperm(data.classes, generator=generator).tolist()
     order = drawn if order is None else list(order)
@@ -180,7 +135,9 @@ def split_classes(
             f"stream.experiences: got {experiences}, but {len(order)} classes come of the "
             f"{data.classes} of {data.name}; use 1 to {len(order)}"
         )
-    source = _Source(data)
+    if old_data and Reveal.BOUNDARY not in reveal:
+        domain_incremental(old_data=old_data, boundaries=False)  # refuses
+    source = Source(data)
     classes = [tuple(c.tolist()) for c in torch.tensor(order).tensor_split(experiences)]
     index = [(_rows(source.train[1], c), _rows(source.test[1], c)) for c in classes]
     for c, (_, test) in zip(classes, index):
@@ -189,7 +146,7 @@ def split_classes(
                 f"{data.name} has no test samples of the classes {list(c)}, which would be an "
                 "experience of their own; use fewer experiences or add test samples"
             )
-    return _stream(
+    return stream_of(
         "split_classes",
         source,
         seed,
@@ -227,33 +184,8 @@ def joint(base: Stream) -> Stream:
     )
 
 
-def _every_class(
-    name: str,
-    source: _Source,
-    seed: int,
-    transforms: Sequence[Transform],
-    parameters: Mapping[str, Any],
-    old_data: bool,
-) -> Stream:
-    return _stream(
-        name,
-        source,
-        seed,
-        DOMAIN_IL | Reveal.OLD_DATA if old_data else DOMAIN_IL,
-        parameters,
-        classes=[source.all_classes] * len(transforms),
-        index=[(None, None)] * len(transforms),
-        transforms=transforms,
-    )
-
-
 def _rows(labels: Tensor, classes: tuple[int, ...]) -> Tensor:
     return torch.isin(labels, torch.tensor(classes)).nonzero()[:, 0]
-
-
-def _at_least_one(experiences: int) -> None:
-    if experiences < 1:
-        raise ConfigError(f"stream.experiences: got {experiences}; use at least 1")
 
 
 @component
@@ -263,14 +195,17 @@ class Permuted(StreamSpec):
     Args:
         experiences: Number of experiences, each with a permutation of its own.
         old_data: Also reveal earlier training data.
+        boundaries: Reveal where an experience begins; without it the stream is task-free.
     """
 
     experiences: PositiveInt = 10
     old_data: bool = False
+    boundaries: bool = True
 
     def make(self, data: Data, seed: int) -> Stream:
         """Return the stream."""
-        return permuted(data, experiences=self.experiences, seed=seed, old_data=self.old_data)
+        shown = {"old_data": self.old_data, "boundaries": self.boundaries}
+        return permuted(data, experiences=self.experiences, seed=seed, **shown)
 
 
 @component
@@ -280,14 +215,17 @@ class Rotated(StreamSpec):
     Args:
         degrees: Angle of each experience, counter-clockwise; there are as many experiences.
         old_data: Also reveal earlier training data.
+        boundaries: Reveal where an experience begins; without it the stream is task-free.
     """
 
     degrees: Floats = (0.0, 45.0, 90.0, 135.0)
     old_data: bool = False
+    boundaries: bool = True
 
     def make(self, data: Data, seed: int) -> Stream:
         """Return the stream."""
-        return rotated(data, degrees=self.degrees, seed=seed, old_data=self.old_data)
+        shown = {"old_data": self.old_data, "boundaries": self.boundaries}
+        return rotated(data, degrees=self.degrees, seed=seed, **shown)
 
 
 @component
@@ -297,14 +235,14 @@ class SplitClasses(StreamSpec):
     Args:
         experiences: Number of experiences, at most the number of classes.
         scenario: ``task`` also reveals which task a sample belongs to, in training and in tests;
-            ``class`` does not.
+            ``class`` does not; ``free`` reveals neither boundaries nor which classes come.
         order: Order in which the classes come; those that it leaves out do not come. Without it
             one of all classes is drawn from the seed.
         old_data: Also reveal earlier training data.
     """
 
     experiences: PositiveInt = 5
-    scenario: Literal["task", "class"] = "class"
+    scenario: Literal["task", "class", "free"] = "class"
     order: Ints | None = None
     old_data: bool = False
 
@@ -314,7 +252,7 @@ class SplitClasses(StreamSpec):
             data,
             experiences=self.experiences,
             order=self.order,
-            reveal=TASK_IL if self.scenario == "task" else CLASS_IL,
+            reveal=SCENARIOS[self.scenario],
             seed=seed,
             old_data=self.old_data,
         )

@@ -14,6 +14,7 @@ from spikecl.trainers.local import (
     Stdp,
     Subspace,
     TripletStdp,
+    Vogels,
 )
 from spikecl.trainers.naca import Naca
 from spikecl.trainers.ostl import Ostl, Osttp
@@ -50,4 +51,5 @@ __all__ = [
     "Trainer",
     "Traits",
     "TripletStdp",
+    "Vogels",
 ]

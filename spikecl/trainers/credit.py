@@ -74,7 +74,7 @@ def credit_of(
     also: Sequence[Tensor] = (),
 ) -> tuple[Factors, list[Tensor]]:
     """Return the factors of a pass that was made, and the errors of other leaves of it."""
-    outputs, errors = ends(call, loss, taps, feedback, extra)
+    outputs, errors = ends(call, loss, taps, feedback, with_errors(call, extra))
     wanted: list[Any] = [*(tap.edge for tap in taps.values()), *taps.direct.values(), *also]
     found = torch.autograd.grad(outputs, wanted, errors, allow_unused=True)
     direct = zip(taps.direct, found[len(taps) : len(wanted) - len(also)], strict=True)
@@ -99,6 +99,21 @@ def credit_of(
         call.share,
     )
     return made, others
+
+
+def with_errors(call: Call, extra: Signals | None) -> Signals | None:
+    """Return more errors of outputs, those that the call asks for with them."""
+    asked = call.errors
+    if asked is None:
+        return extra
+
+    def both(fired: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = {} if extra is None else dict(extra(fired))
+        for name, error in asked(fired, call.share).items():
+            found[name] = found[name] + error if name in found else error
+        return found
+
+    return both
 
 
 def ends(
@@ -137,5 +152,5 @@ def hidden(call: Call, taps: Taps) -> dict[str, Tensor]:
 
 
 def activity_of(taps: Taps) -> dict[str, Tensor]:
-    """Return the mean output of each layer of neurons."""
-    return {name: out.detach().mean() for name, out in taps.fired.items()}
+    """Return the mean output of each neuron [*features] of each layer."""
+    return {name: out.detach().mean((0, 1)) for name, out in taps.fired.items()}

@@ -16,7 +16,14 @@ from spikecl.networks import AnyFactor, GradientFactor, Layer, Linear, Network, 
 from spikecl.networks.network import own_parameters
 from spikecl.neurons import State
 from spikecl.neurons.neuron import carry
-from spikecl.trainers.credit import Signals, activity_of, ends, forward, hidden
+from spikecl.trainers.credit import (
+    Signals,
+    activity_of,
+    ends,
+    forward,
+    hidden,
+    with_errors,
+)
 from spikecl.trainers.eligibility import Eligibility, slopes
 from spikecl.trainers.feedback import BROADCAST, Signal
 from spikecl.trainers.needs import layers_of
@@ -75,7 +82,7 @@ class SynapticTraces:
         delta, *signals = torch.autograd.grad(
             outputs, [edge, *fired.values()], errors, allow_unused=True, retain_graph=True
         )
-        costs = self._costs(fired)
+        costs = self._costs(fired, with_errors(call, self.extra))
         synapses: dict[str, AnyFactor] = {}
         with torch.no_grad():
             for (name, layer), signal, cost in zip(self.hidden.items(), signals, costs):
@@ -93,15 +100,15 @@ class SynapticTraces:
             share=call.share,
         )
 
-    def _costs(self, fired: Mapping[str, Tensor]) -> Sequence[Tensor | None]:
+    def _costs(self, fired: Mapping[str, Tensor], extra: Signals | None) -> Sequence[Tensor | None]:
         """Return errors of spikes that no readout has filtered, by layer."""
-        if self.extra is None:
+        errors = {} if extra is None else extra(fired)
+        if not errors:
             return [None] * len(fired)
-        extra = self.extra(fired)
         return torch.autograd.grad(
-            [fired[name] for name in extra],
+            [fired[name] for name in errors],
             list(fired.values()),
-            list(extra.values()),
+            list(errors.values()),
             allow_unused=True,
         )
 

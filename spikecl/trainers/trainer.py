@@ -33,7 +33,7 @@ class Factors(NamedTuple):
         statistics: New running statistics of normalisation by name.
         state: State of the neurons after the last step by path.
         variables: What the rule remembers, where it has changed.
-        activity: Mean output of each layer of neurons over steps and samples.
+        activity: Mean output of each neuron [*features] over steps and samples, by layer.
         share: Share of all steps that these are.
     """
 
@@ -138,6 +138,8 @@ class Call:
         labels: Labels [B], for rules that are not made of an error alone.
         share: Share of all steps that these are, where they are a part.
         held: What dropout drew for these samples in earlier parts, by path; filled in.
+        errors: From outputs of hidden layers [T, B, *features] and the share of all steps that they
+            are to errors that are added to theirs, by layer.
     """
 
     network: Network
@@ -151,6 +153,7 @@ class Call:
     labels: Tensor | None = None
     share: float = 1.0
     held: dict[str, Tensor] | None = None
+    errors: Callable[[Mapping[str, Tensor], float], Mapping[str, Tensor]] | None = None
 
     @property
     def all_steps(self) -> Tensor:

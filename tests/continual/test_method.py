@@ -24,7 +24,18 @@ PASSED_ON = {
 }
 HOOKS = {
     *PASSED_ON,
-    *("begin", "after_step", "end_epoch", "end", "predict", "unlearn", "adapt", "report"),
+    *(
+        "begin",
+        "errors",
+        "fired",
+        "after_step",
+        "end_epoch",
+        "end",
+        "predict",
+        "unlearn",
+        "adapt",
+        "report",
+    ),
     *("state_dict", "load_state_dict", "nbytes"),
 }
 
@@ -61,7 +72,7 @@ def test_what_a_method_does_not_offer_is_not_silently_done():
 
 
 def test_phases_stand_in_the_order_of_the_design():
-    order = ["EXTRA_GRADIENT", "GATE", "OPTIMISER", "NOISE", "PROJECTION", "AVERAGING"]
+    order = ["AROUND", "EXTRA_GRADIENT", "GATE", "OPTIMISER", "NOISE", "PROJECTION", "AVERAGING"]
     assert [phase.name for phase in sorted(Phase)] == [*order, "OBSERVATION"]
 
 

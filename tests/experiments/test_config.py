@@ -254,7 +254,7 @@ def test_without_a_near_name_the_allowed_ones_are_listed():
         ("train", "epochs", 0, "greater than or equal to 1"),
         ("train", "batch", -2, "greater than or equal to 1"),
         ("train", "eval_batch", 0, "greater than or equal to 1"),
-        ("train", "evaluate", "some", "'seen_and_next' or 'all'"),
+        ("train", "evaluate", "some", "'seen_and_next', 'all' or 'present'"),
         ("checkpoint", "every_steps", -1, "greater than or equal to 0"),
         ("checkpoint", "keep", 0, "greater than or equal to 1"),
         ("stream", "experiences", 0, "greater than or equal to 1"),

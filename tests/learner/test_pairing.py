@@ -9,7 +9,9 @@ import torch
 from torch.nn import functional
 
 from spikecl.continual import Cuber, Finetune, Gpm, Hlop, Inhibition, JointTraining, Trgp
+from spikecl.continual.metaplasticity.mesu import Mesu
 from spikecl.continual.replay.er import ExperienceReplay
+from spikecl.data import load
 from spikecl.encoding import (
     CountMse,
     CrossEntropy,
@@ -24,12 +26,12 @@ from spikecl.encoding import (
 from spikecl.errors import ConfigError, PairingError, RunError, UsageError
 from spikecl.learner import Learner, TrainPlan, form_gradients
 from spikecl.learner.pairing import check_loss, check_time
-from spikecl.networks import SpikingMlp, initialise
+from spikecl.networks import Mlp, SpikingMlp, initialise
 from spikecl.neurons import LIF
 from spikecl.optim import Sgd
 from spikecl.registry import ENCODINGS, LOSSES
 from spikecl.seeds import Seeds
-from spikecl.streams import DOMAIN_IL, Experience, Reveal, Samples, Stream
+from spikecl.streams import DOMAIN_IL, Experience, Reveal, Samples, Stream, permuted
 from spikecl.streams.events import Part
 from spikecl.streams.stream import EvalSet
 from spikecl.trainers import Bptt, PerStep
@@ -272,3 +274,28 @@ def test_factors_of_a_loss_over_time(loss):
     wanted = torch.autograd.grad(value, list(network.weights().values()))
     for name, gradient in zip(network.weights(), wanted, strict=True):
         torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_nothing_is_learned_of_streams_that_make_their_events_anew_either():
+    stream = permuted(load("digits"), experiences=2, seed=0, old_data=True)
+    spec = Mlp(hidden=(5,))
+    learner = Learner(
+        stream=stream,
+        network=spec.build(stream.input_shape, stream.classes),
+        encoder=Direct(steps=1),
+        trainer=Bptt(),
+        methods=(JointTraining(wait=2),),
+        optimiser=Sgd(),
+        plan=TrainPlan(batch=256),
+        seeds=Seeds(0),
+        device=torch.device("cpu"),
+    )
+    with pytest.raises(UsageError, match=r"nothing was learned.*method.joint.wait"):
+        list(learner.ticks())
+
+
+@pytest.mark.parametrize("method", [Mesu(tests=2), Mesu()], ids=str)
+def test_old_samples_may_be_trained_with_drawn_weights(method):
+    stream = replace(stream_of(8, 4), reveal=KNOWN)
+    for both in ((method, ExperienceReplay()), (ExperienceReplay(), method)):
+        assert list(learner_of(stream, methods=both).ticks())

@@ -10,6 +10,7 @@ from spikecl.learner import form_gradients
 from spikecl.networks import (
     AxonalDelay,
     BatchNorm,
+    Binarise,
     Conv2d,
     Dale,
     Dropout,
@@ -218,6 +219,40 @@ def test_norm(case):
             assert layer.norm is None or len(layer.norm.gain) == len(layer.synapse.weight)
     assert bool(network(case.inputs(), training=True).statistics)
     assert not network(case.inputs()).statistics
+
+
+@pytest.mark.parametrize("binary", ["fixed", "rows"])
+def test_binary(case, binary):
+    """Every synapse: hidden, recurrent, shortcuts and the readout."""
+    network = case.network(binary=binary, gain=2.0)
+    for name, synapse in network.synapses.items():
+        assert isinstance(synapse.maps[0], Binarise) and synapse.maps[0].rows == (binary == "rows")
+        with torch.no_grad():
+            weight = synapse.effective(dict(synapse.named_parameters()))
+        size = synapse.weight[0].numel() ** -0.5 * (2.0 if name != "readout" else 1.0)
+        sizes = weight.abs().unique()
+        expected = [0.0, size] if name.endswith("recurrent") else [size]
+        assert sizes.tolist() == pytest.approx(expected)
+        assert ("gain" in dict(synapse.named_parameters())) == (binary == "rows")
+    with pytest.raises(ConfigError, match="Binarise and Standardise"):
+        case.network(binary=binary, standardise=True)
+    with pytest.raises(ConfigError, match="Binarise and Dale"):
+        case.network(binary=binary, excitatory=0.7)
+
+
+@pytest.mark.parametrize("binary", ["fixed", "rows"])
+def test_binary_networks_learn(case, binary):
+    network, x = case.network(binary=binary, bias=True, norm="batch"), case.inputs()
+    running, losses = Sgd(lr=0.3).start(network.weights()), []
+    start = {n: p.detach().clone() for n, p in network.weights().items()}
+    for _ in range(30):
+        factors = Bptt().factors(network, x, loss_of(case))
+        losses.append(float(factors.loss))
+        with torch.no_grad():
+            running.step(form_gradients(network, factors.synapses, factors.direct))
+    assert min(losses[-5:]) < losses[0]
+    flips = sum(int((network.weights()[n] * w < 0).sum()) for n, w in start.items() if w.dim() > 1)
+    assert flips
 
 
 def test_standardise(case):

@@ -9,6 +9,7 @@ from torch import nn
 from spikecl.errors import ConfigError
 from spikecl.kernels import AUTO
 from spikecl.networks import (
+    Binarise,
     Complement,
     Conv2d,
     ConvFactor,
@@ -120,6 +121,8 @@ def test_a_projected_conv_factor_leaves_old_patches_alone():
 
 SQUARE = {
     "standardise": (Standardise(),),
+    "binary": (Binarise(),),
+    "binary rows, no autapses, split": (Binarise(rows=True), NoAutapses(), SplitSigns()),
     "gain": (Gain(factor=7.5),),
     "dale": (Dale(excitatory=0.6),),
     "no autapses": (NoAutapses(),),

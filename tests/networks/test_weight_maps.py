@@ -8,6 +8,7 @@ import torch
 from spikecl.errors import ConfigError
 from spikecl.learner import form_gradients
 from spikecl.networks import (
+    Binarise,
     Cells,
     Dale,
     Gain,
@@ -71,6 +72,47 @@ def test_dale_signs(excitatory, n, inhibitors):
         assert bool((found[:, j] <= 0).all() if j >= n - inhibitors else (found[:, j] >= 0).all())
     channels = Dale(excitatory=excitatory)(random(2, n, 3, 3), {})
     torch.testing.assert_close(channels.sign()[0, :, 0, 0], found.sign()[0])
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (4, 2, 3, 3)])
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_binarise_is_the_sign_of_one_size(shape, rows, dtype):
+    """To the last bit, for any size of the hidden weight; the sign of 0 is +1."""
+    weight = random(*shape).to(dtype) * 10 ** random(*shape, seed=2).to(dtype)
+    weight.view(-1)[:2] = torch.tensor([0.0, -0.0])
+    each = Binarise(scale=1.3, rows=rows)
+    own = dict(each.parameters(weight))
+    assert sorted(own) == (["gain"] if rows else [])
+    if rows:
+        own["gain"] = random(shape[0], seed=1).to(dtype)
+    found = each(weight, own)
+    assert found.dtype == dtype
+    fan_in = weight[0].numel()
+    for i in range(shape[0]):
+        size = torch.tensor(1.3 / fan_in**0.5, dtype=dtype) * (own["gain"][i] if rows else 1.0)
+        values = found[i].flatten().tolist()
+        signs = [-1.0 if w < 0 else 1.0 for w in weight[i].flatten().tolist()]
+        assert values == pytest.approx([float(size) * sign for sign in signs], rel=1e-6)
+        assert len({abs(v) for v in values}) == 1
+
+
+def test_binarise_takes_the_sign_for_the_identity():
+    weight, slope, gain = random(3, 7), random(3, 7, seed=1), random(3, seed=2)
+    leaves = [weight.requires_grad_(), gain.requires_grad_()]
+    made = Binarise(rows=True)(weight, {"gain": gain})
+    found = torch.autograd.grad((made * slope).sum(), leaves)
+    size = 7**-0.5
+    torch.testing.assert_close(found[0], size * gain[:, None].detach() * slope)
+    torch.testing.assert_close(found[1], size * (weight.detach().sign() * slope).sum(1))
+
+
+def test_binarise_needs_free_signs():
+    for other in (Standardise(), Dale()):
+        with pytest.raises(ConfigError, match=f"Binarise and {type(other).__name__}: .*use one"):
+            Linear(3, 2, maps=(Binarise(), other))
+    with pytest.raises(ConfigError, match="name it first"):
+        Linear(3, 3, maps=(NoAutapses(), Binarise()))
 
 
 def test_no_autapses():

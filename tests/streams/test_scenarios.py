@@ -326,3 +326,19 @@ def test_a_description_makes_the_stream_of_its_function(spec, expected):
 def test_descriptions_are_checked(make):
     with pytest.raises(ConfigError):
         make()
+
+
+@pytest.mark.parametrize("spec", [Permuted, Rotated])
+def test_boundaries_can_be_hidden(spec):
+    free = spec(boundaries=False).make(data(), 0)
+    assert free.reveal == Reveal.LABELS
+    assert torch.equal(free[1].train.load().x, spec().make(data(), 0)[1].train.load().x)
+    with pytest.raises(ConfigError, match="old_data"):
+        spec(boundaries=False, old_data=True).make(data(), 0)
+
+
+def test_split_classes_can_hide_that_classes_are_new():
+    free = SplitClasses(experiences=2, scenario="free").make(data(), 0)
+    assert free.reveal == Reveal.LABELS
+    with pytest.raises(ConfigError, match="old_data"):
+        SplitClasses(experiences=2, scenario="free", old_data=True).make(data(), 0)

@@ -35,7 +35,7 @@ from spikecl.registry import TRAINERS
 from spikecl.seeds import Seeds
 from spikecl.storage import join, split
 from spikecl.streams import DOMAIN_IL, permuted
-from spikecl.trainers import Decolle, Eprop, Ostl, Osttp, Ottt, PerStep, Sltt, Steps, Tbptt
+from spikecl.trainers import Decolle, Eprop, Ostl, Osttp, Ottt, PerStep, Sltt, Steps
 from spikecl.trainers.trainer import Call
 
 T, B, CLASSES = 8, 6, 3
@@ -50,7 +50,7 @@ BUILDERS = {
     "recurrent twin": (RecurrentNet, {"hidden": (12,)}, (16,)),
 }
 SPIKES = ("eprop", "ottt", "sltt", "ostl", "osttp", "decolle", "eventprop", "dsr", "naca")
-SPIKES += ("stdp", "triplet_stdp", "reward_stdp")
+SPIKES += ("stdp", "triplet_stdp", "reward_stdp", "vogels")
 TWINS = ("dense twin", "conv twin", "recurrent twin")
 # a rule is not defined for these kinds; each must say why
 REFUSED = {(name, kind) for name in SPIKES for kind in TWINS}
@@ -67,7 +67,8 @@ each_pair_with_errors = pytest.mark.parametrize(
 
 def trainer_of(name):
     """A rule as it comes; parts that fit the few steps here."""
-    return Tbptt(steps=3) if name == "tbptt" else TRAINERS.get(name)()
+    options = {"tbptt": {"steps": 3}, "vogels": {"synapses": ("*",)}}.get(name, {})
+    return TRAINERS.get(name)(**options)
 
 
 def problem(name, kind):

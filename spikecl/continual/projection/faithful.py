@@ -3,7 +3,8 @@
 Differences from :mod:`spikecl.continual.projection.hlop`, all reproduced on purpose: new rows are
 orthonormal among themselves but not to old rows, nothing is orthonormalised later, so ``H^T H`` is
 a projector only nearly; rates are fixed (0.01, and 0.001 for the first synapse), changes are
-clipped to ±10; every iteration computes old rows and then zeroes their change.
+clipped to ±10. What old rows make of a batch is computed once, not in every iteration: they do not
+change.
 
 Source: Xiao et al. (ICLR 2024) and their public code; constants as there.
 """
@@ -81,15 +82,21 @@ class FaithfulHlop(Protection):
         return _outside(factor, self._held(name))
 
     def _learn(self, name: str, x: Tensor, rate: float) -> None:
-        weights, momentum, old = self.lateral[name], self._momentum[name], self._old[name]
+        old, weights = self.lateral[name].split_with_sizes(self._sizes_now(name))
+        kept, momentum = self._momentum[name].split_with_sizes(self._sizes_now(name))
+        left = x - (x @ old.T) @ old
         for _ in range(ITERATIONS):
             y = x @ weights.T
-            change = (y.T @ (x - y @ weights) / len(x)).clamp_(-CLIP, CLIP)
-            change[:old] = 0
-            fresh = torch.arange(len(weights), device=x.device)[:, None] >= old
-            momentum = torch.where(fresh, MOMENTUM * momentum + (1 - MOMENTUM) * change, momentum)
-            weights = weights + rate * momentum * fresh
-        self.lateral[name], self._momentum[name] = weights, momentum
+            change = (y.T @ (left - y @ weights) / len(x)).clamp_(-CLIP, CLIP)
+            momentum = MOMENTUM * momentum + (1 - MOMENTUM) * change
+            weights = weights + rate * momentum
+        self.lateral[name], self._momentum[name] = (
+            torch.cat([old, weights]),
+            torch.cat([kept, momentum]),
+        )
+
+    def _sizes_now(self, name: str) -> list[int]:
+        return [self._old[name], len(self.lateral[name]) - self._old[name]]
 
     def end(self, view: LearnerView) -> None:
         self._old = {name: len(weights) for name, weights in self.lateral.items()}

@@ -8,6 +8,7 @@ from spikecl.trainers.local.sanger import Sanger
 from spikecl.trainers.local.stdp import Stdp
 from spikecl.trainers.local.subspace import Subspace
 from spikecl.trainers.local.triplet import TripletStdp
+from spikecl.trainers.local.vogels import Vogels
 
 __all__ = [
     "Bcm",
@@ -18,4 +19,5 @@ __all__ = [
     "Stdp",
     "Subspace",
     "TripletStdp",
+    "Vogels",
 ]

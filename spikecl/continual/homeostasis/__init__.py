@@ -1,0 +1,1 @@
+"""Homeostasis: neurons and synapses that keep their activity where it is useful."""

@@ -1,0 +1,252 @@
+"""Scaling keeps ratios and comes to its target; sums; who excites; within runs."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from spikecl.continual import Context, Finetune, Hlop
+from spikecl.continual.homeostasis.scaling import Scaling
+from spikecl.data.arrays import checked
+from spikecl.encoding import Direct
+from spikecl.errors import ConfigError, PairingError
+from spikecl.learner import Learner, TrainPlan
+from spikecl.networks import Mlp, SpikingConvNet, SpikingMlp, SpikingRecurrentNet, initialise
+from spikecl.neurons import LIF, ConductanceLIF
+from spikecl.optim import Adam, Sgd
+from spikecl.seeds import Seeds
+from spikecl.storage import join, split
+from spikecl.streams import DOMAIN_IL, TASK_FREE, Reveal, permuted
+from spikecl.trainers import Bptt
+
+CPU = torch.device("cpu")
+SPIKING = SpikingMlp(hidden=(10, 7), neuron=LIF(beta=0.5, v_th=0.3))
+
+
+def started(spec, network):
+    initialise(network, Seeds(1))
+    method = spec.start(Context(network, Sgd(), Seeds(0), Reveal.LABELS, 3, CPU))
+    method.begin(None)
+    return method
+
+
+def step(method, rates, share=1.0):
+    method.fired(rates, share)
+    method.after_step()
+
+
+def ratios(w):
+    return w.detach() / w.detach()[:, :1]
+
+
+@pytest.mark.parametrize("form", ["rate", "sum"])
+def test_ratios_of_a_neuron_s_weights_stay(form):
+    network = SPIKING.build((8,), 3)
+    method = started(Scaling(form=form, rate=0.1, target=0.3, target_sum=2.0), network)
+    before = {n: w.detach().clone() for n, w in network.weights().items()}
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        step(method, {n: torch.rand(k, generator=generator) for n, k in SIZES.items()})
+    for name, w in network.weights().items():
+        if name == "readout.weight":
+            assert torch.equal(w, before[name])
+        else:
+            assert not torch.allclose(w, before[name], rtol=0.01)
+            torch.testing.assert_close(ratios(w), ratios(before[name]), rtol=1e-5, atol=1e-6)
+
+
+SIZES = {"hidden1": 10, "hidden2": 7}
+
+
+def test_a_plain_loop_with_rows_of_two_parts():
+    network = SPIKING.build((8,), 3).double()
+    method = started(Scaling(rate=0.4, target=0.3, tau_rate=5.0, every=2), network)
+    w = network.weights()["hidden1.weight"].detach().numpy().copy()
+    rng, mean = np.random.default_rng(0), None
+    for t in range(1, 22):
+        parts = rng.random((2, 10))
+        method.fired({"hidden1": torch.tensor(parts[0]), "hidden2": torch.zeros(7).double()}, 0.3)
+        method.fired({"hidden1": torch.tensor(parts[1]), "hidden2": torch.zeros(7).double()}, 0.7)
+        method.after_step()
+        f = 0.3 * parts[0] + 0.7 * parts[1]
+        mean = f if mean is None else mean + (f - mean) / 5
+        if t % 2 == 0:
+            w *= np.maximum(1 + 0.4 * (0.3 - mean), 0)[:, None]
+        np.testing.assert_allclose(network.weights()["hidden1.weight"].detach(), w)
+
+
+def test_neurons_come_to_the_target():
+    network = SpikingMlp(hidden=(5,), neuron=LIF(beta=0.5)).build((4,), 2).double()
+    method = started(Scaling(rate=0.3, target=0.2, tau_rate=5.0), network)
+    rng, rates = np.random.default_rng(0), []
+    with torch.no_grad():
+        network.weights()["hidden1.weight"].abs_()
+    for _ in range(1500):
+        x = torch.tensor(rng.exponential(0.5, (8, 20, 4)))
+        out = network.record(x, variables=["spikes"])["hidden1"]["spikes"]
+        rates.append(out.mean((0, 1)))
+        step(method, {"hidden1": torch.tensor(rates[-1])})
+    found = np.array(rates[500:]).mean(0)
+    assert (abs(found - 0.2) / 0.2).max() < 0.02
+    assert (abs(np.array(rates[:5]).mean(0) - 0.2) / 0.2).max() > 0.3
+
+
+def test_sums_come_to_the_target_at_once_or_by_and_by():
+    for rate in (1.0, 0.25):
+        network = SPIKING.build((8,), 3).double()
+        method = started(Scaling(form="sum", rate=rate, target_sum=3.0), network)
+        before = network.weights()["hidden1.weight"].detach().abs().sum(1)
+        with torch.no_grad():
+            network.weights()["hidden2.weight"][2] = 0
+        step(method, {n: torch.zeros(k).double() for n, k in SIZES.items()})
+        now = network.weights()["hidden1.weight"].detach().abs().sum(1)
+        torch.testing.assert_close(now, before + rate * (3.0 - before))
+        assert not network.weights()["hidden2.weight"][2].any()
+
+
+def test_a_sum_that_is_not_given_is_the_mean_at_the_start():
+    network = SPIKING.build((8,), 3).double()
+    method = started(Scaling(form="sum", rate=1.0), network)
+    mean = network.weights()["hidden1.weight"].detach().abs().sum(1).mean()
+    step(method, {n: torch.zeros(k).double() for n, k in SIZES.items()})
+    now = network.weights()["hidden1.weight"].detach().abs().sum(1)
+    torch.testing.assert_close(now, mean.expand(10))
+
+
+def test_where_signs_are_told_those_that_excite_are_scaled():
+    spec = SpikingMlp(hidden=(10, 6), neuron=LIF(beta=0.5), excitatory=0.8)
+    network = spec.build((8,), 3)
+    method = started(Scaling(rate=0.5, target=1.0), network)
+    before = network.weights()["hidden2.weight"].detach().clone()
+    step(method, {"hidden1": torch.zeros(10), "hidden2": torch.zeros(6)})
+    now = network.weights()["hidden2.weight"].detach()
+    torch.testing.assert_close(now[:, :8], 1.5 * before[:, :8])
+    assert torch.equal(now[:, 8:], before[:, 8:])
+    # behind conductances a weight excites by its sign
+    network = SpikingMlp(hidden=(10,), neuron=ConductanceLIF()).build((8,), 3)
+    method = started(Scaling(rate=0.5, target=1.0), network)
+    before = network.weights()["hidden1.weight"].detach().clone()
+    step(method, {"hidden1": torch.zeros(10)})
+    wanted = torch.where(before > 0, 1.5 * before, before)
+    torch.testing.assert_close(network.weights()["hidden1.weight"].detach(), wanted)
+
+
+def test_recurrent_weights_and_channels_are_rows_too():
+    network = SpikingRecurrentNet(hidden=(5,), neuron=LIF(beta=0.5)).build((8,), 3)
+    method = started(Scaling(rate=0.5, target=1.0), network)
+    before = {n: w.detach().clone() for n, w in network.weights().items()}
+    rates = torch.arange(5) / 5
+    step(method, {"hidden1": rates})
+    for name in ("hidden1.weight", "hidden1.recurrent.weight"):
+        wanted = before[name] * (1.5 - 0.5 * rates)[:, None]
+        torch.testing.assert_close(network.weights()[name].detach(), wanted)
+    network = SpikingConvNet(channels=(3,), kernel=2, pool_size=1).build((2, 4), 3)
+    method = started(Scaling(rate=0.5, target=1.0), network)
+    (name,) = [n for n in network.layers if n != "readout"]
+    before = network.weights()[f"{name}.weight"].detach().clone()
+    rates = torch.rand(3, 2, 4)
+    step(method, {name: rates})
+    wanted = before * (1.5 - 0.5 * rates.mean((1, 2)))[:, None, None, None]
+    torch.testing.assert_close(network.weights()[f"{name}.weight"].detach(), wanted)
+
+
+# ---- within runs --------------------------------------------------------------------------------
+
+
+def data():
+    rng = np.random.default_rng(0)
+    y = np.arange(42) % 3
+    x = np.clip(rng.random((3, 8))[y] + 0.1 * rng.standard_normal((42, 8)), 0, 1)
+    x = x.astype(np.float32)
+    return checked({"x_train": x[:24], "y_train": y[:24], "x_test": x[24:], "y_test": y[24:]}, "c")
+
+
+def learner_of(*methods, network=SPIKING, optimiser=None, reveal=DOMAIN_IL):
+    return Learner(
+        stream=permuted(data(), experiences=2, seed=1).with_reveal(reveal),
+        network=network.build((8,), 3),
+        encoder=Direct(steps=3),
+        trainer=Bptt(),
+        methods=methods,
+        optimiser=optimiser or Sgd(lr=0.1),
+        plan=TrainPlan(batch=6, epochs=2),
+        seeds=Seeds(4),
+        device=CPU,
+    )
+
+
+def finished(learner):
+    rows = [row for tick in learner.ticks() for row in tick.rows]
+    return rows, {n: p.detach().clone() for n, p in learner.network.weights().items()}
+
+
+@pytest.mark.parametrize("form", ["rate", "sum"])
+def test_without_strength_it_is_a_plain_run_to_the_last_bit(form):
+    plain = finished(learner_of(Finetune()))
+    nothing = finished(learner_of(Scaling(form=form, rate=0.0)))
+    assert plain[0] == nothing[0]
+    assert all(torch.equal(p, nothing[1][n]) for n, p in plain[1].items())
+
+
+@pytest.mark.parametrize("reveal", [DOMAIN_IL, TASK_FREE])
+def test_sums_hold_in_a_run(reveal):
+    rows, found = finished(learner_of(Scaling(form="sum", rate=1.0, target_sum=2.0), reveal=reveal))
+    for name in SIZES:
+        sums = found[f"{name}.weight"].abs().sum(1)
+        torch.testing.assert_close(sums, torch.full_like(sums, 2.0))
+    said = [r["value"] for r in rows if r["metric"] == "scaling"]
+    json.dumps(said, allow_nan=False)
+    assert said[-1]["hidden1"]["weight_sum"]["mean"] == pytest.approx(2.0, rel=1e-5)
+    assert said[-1]["hidden1"]["moved"] > 0
+
+
+@pytest.mark.parametrize("optimiser", [Sgd(lr=0.1), Adam(lr=0.01)])
+def test_beside_hlop_all_that_moves_old_currents_is_what_it_reports(optimiser):
+    """With all directions held, a weight of the second task moves by scaling alone."""
+    learner = learner_of(
+        Scaling(rate=0.02, target=0.5), Hlop(rows=((8, 10, 7),)), optimiser=optimiser
+    )
+    weights, said = [], {}
+    for tick in learner.ticks():
+        if tick.kind == "event":
+            weights.append(learner.network.weights()["hidden1.weight"].detach().clone())
+            said |= {r["event"]: r["value"] for r in tick.rows if r["metric"] == "scaling"}
+    torch.testing.assert_close(ratios(weights[2]), ratios(weights[1]), rtol=1e-3, atol=1e-4)
+    moved = float((weights[2] - weights[1]).norm() / weights[1].norm())
+    assert said[1]["hidden1"]["moved"] == pytest.approx(moved, rel=1e-3)
+    assert moved > 0.01
+
+
+def test_a_checkpoint_has_all_there_is():
+    spec, half, rows = Scaling(rate=0.1, every=3), None, []
+    whole = learner_of(spec)
+    for tick in whole.ticks():
+        rows += tick.rows
+        if half is None and tick.position.event == 1 and tick.position.step == 2:
+            tensors, values = split(whole.state_dict())
+            half = ({n: t.clone() for n, t in tensors.items()}, json.loads(json.dumps(values)))
+            count = len(rows)
+    again = learner_of(spec)
+    again.load_state_dict(join(*half))
+    assert [row for tick in again.ticks() for row in tick.rows] == rows[count:]
+
+
+def test_weights_whose_size_is_fixed_are_refused():
+    network = SpikingMlp(hidden=(5,), standardise=True).build((4,), 3)
+    with pytest.raises(PairingError, match="'scaling'.*Standardise.*'hidden1'"):
+        started(Scaling(), network)
+    network = Mlp(hidden=(5,)).build((4,), 3)
+    network.requires_grad_(False)
+    with pytest.raises(PairingError, match="no such weights"):
+        started(Scaling(), network)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rate": -1.0}, {"target": 0.0}, {"tau_rate": 0.0}, {"target_sum": -1.0}]
+)
+def test_impossible_values_are_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Scaling(**wrong)

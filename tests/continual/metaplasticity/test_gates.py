@@ -1,0 +1,114 @@
+"""What all these rules share: which weights they take, parts of steps, and resuming among them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from spikecl.continual import Context
+from spikecl.continual.metaplasticity.benna_fusi import BennaFusi
+from spikecl.continual.metaplasticity.bimu import Bimu
+from spikecl.continual.metaplasticity.cascade import Cascade
+from spikecl.continual.metaplasticity.gates import binary_weights, weights_of
+from spikecl.continual.metaplasticity.laborieux import Laborieux
+from spikecl.continual.metaplasticity.mesu import Mesu
+from spikecl.continual.metaplasticity.tacos import Tacos
+from spikecl.encoding import Direct, StepCrossEntropy
+from spikecl.errors import PairingError
+from spikecl.learner import Learner, TrainPlan
+from spikecl.networks import Binarise, Layer, Linear, Network, SpikingMlp
+from spikecl.neurons import LIF
+from spikecl.optim import Adam, Sgd
+from spikecl.seeds import Seeds
+from spikecl.storage import join, split
+from spikecl.streams import DOMAIN_IL, TASK_FREE
+from spikecl.trainers import Ottt
+
+RULES = {
+    "laborieux": (Laborieux(m=5.0),),
+    "tacos": (Tacos(growth=0.5),),
+    "probability": (Tacos(growth=0.5, updates="probability"),),
+    "benna_fusi": (BennaFusi(g=0.5),),
+    "cascade": (Cascade(),),
+    "mesu": (Mesu(),),
+    "bimu": (Bimu(),),
+    "together": (Tacos(growth=0.5), BennaFusi(g=0.5), Laborieux(), Bimu()),
+}
+
+
+def windowed(lab, methods):
+    """A spiking network whose weights change in every second step, without boundaries."""
+    spec = SpikingMlp(
+        hidden=(7,),
+        neuron=LIF(beta=0.5, v_th=0.1),
+        binary="fixed",
+        readout="mean_current",
+        bias=True,
+    )
+    return Learner(
+        stream=lab.stream(TASK_FREE),
+        network=spec.build((8,), 3),
+        encoder=Direct(steps=4),
+        trainer=Ottt(window=2, update="window"),
+        methods=methods,
+        optimiser=Adam(lr=0.01),
+        plan=TrainPlan(batch=6, epochs=2),
+        seeds=Seeds(3),
+        device=torch.device("cpu"),
+        loss=StepCrossEntropy(),
+    )
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_work_in_parts_of_steps_and_resume_there(lab, name):
+    whole, states, rows = windowed(lab, RULES[name]), [], []
+    for tick in whole.ticks():
+        rows += tick.rows
+        if tick.kind == "step" and tick.position.step == 3:
+            tensors, values = split(whole.state_dict())
+            states.append((len(rows), join({n: t.clone() for n, t in tensors.items()}, values)))
+            saved = sum(t.nbytes for t in split(whole.methods.state_dict())[0].values())
+            assert whole.methods.nbytes() == saved
+    count, state = states[2]
+    again = windowed(lab, RULES[name])
+    again.load_state_dict(state)
+    assert [row for tick in again.ticks() for row in tick.rows] == rows[count:]
+    lab.equal(lab.weights(again), lab.weights(whole))
+    start = lab.weights(windowed(lab, RULES[name]))
+    assert all(not torch.equal(w, start[n]) for n, w in lab.weights(whole).items())
+
+
+def mixed():
+    """A binary layer before a readout that is not."""
+    return Network(
+        {
+            "a": Layer(Linear(4, 3, maps=(Binarise(),), bias=True), None, inputs=("input",)),
+            "out": Layer(Linear(3, 2), None, inputs=("a",)),
+        }
+    )
+
+
+def context(network):
+    return Context(network, Sgd(), Seeds(0), DOMAIN_IL, 2, torch.device("cpu"))
+
+
+def test_binary_weights_alone_that_learn():
+    network = mixed()
+    assert weights_of(context(network)) == ["a.weight", "out.weight"]
+    assert binary_weights(context(network), "x", "or not") == ["a.weight"]
+    network.weights()["a.weight"].requires_grad_(False)
+    assert weights_of(context(network)) == ["out.weight"]
+    with pytest.raises(PairingError, match=r"'x' is about hidden weights.*\['a', 'out'\].*or not"):
+        binary_weights(context(network), "x", "or not")
+
+
+def test_frozen_weights_stay(lab):
+    for rules in RULES.values():
+        learner = lab.learner(*rules, binary="fixed", bias=True)
+        # frozen before the run is described, as a network that is given
+        network = learner.network
+        network.weights()["hidden1.weight"].requires_grad_(False)
+        stay = network.weights()["hidden1.weight"].detach().clone()
+        spec = type("Given", (), {"build": lambda self, *a, network=network: network})()
+        lab.run(lab.learner(*rules, network=spec))
+        assert torch.equal(network.weights()["hidden1.weight"].detach(), stay)
