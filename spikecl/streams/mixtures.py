@@ -14,6 +14,7 @@ from spikecl.data import Data
 from spikecl.errors import ConfigError
 from spikecl.registry import STREAMS
 from spikecl.seeds import Seeds
+from spikecl.streams.corruptions import Corrupt
 from spikecl.streams.events import Experience, Part, Samples
 from spikecl.streams.reveal import TASK_FREE
 from spikecl.streams.scenarios import StreamSpec
@@ -55,7 +56,8 @@ def drifting(base: Stream, *, segments: int = 10, overlap: float = 0.5, seed: in
         for task, (start, count) in plan[i].items():
             train = events[task].train
             order = torch.randperm(len(train), generator=seeds.generator("drift", event=task))
-            parts.append(_taken(train, order[torch.arange(start, start + count) % len(order)]))
+            rows = order[torch.arange(start, start + count) % len(order)]
+            parts.append(_taken(train, rows, i))
         classes = tuple(sorted({c for task in plan[i] for c in events[task].classes}))
         most = max(plan[i], key=lambda task: plan[i][task][1])
         shown = tuple(part for samples in parts for part in samples.parts)
@@ -108,19 +110,23 @@ def _plan(sizes: Sequence[int], segments: int, overlap: float) -> list[dict[int,
     return plan
 
 
-def _taken(samples: Samples, rows: Tensor) -> Samples:
+def _taken(samples: Samples, rows: Tensor, experience: int) -> Samples:
     """Return some rows of samples, in this order where there is one part."""
     parts, first = [], 0
     for part in samples.parts:
         inside = rows[(rows >= first) & (rows < first + len(part))] - first
         if len(inside):
-            parts.append(_picked(part, inside))
+            parts.append(_picked(part, inside, experience))
         first += len(part)
     return replace(samples, parts=tuple(parts))
 
 
-def _picked(part: Part, rows: Tensor) -> Part:
-    return replace(part, index=rows if part.index is None else part.index[rows])
+def _picked(part: Part, rows: Tensor, experience: int) -> Part:
+    change = part.transform
+    if isinstance(change, Corrupt):  # draws for samples as they come: without this the same ones
+        change = replace(change, seed=Seeds(change.seed).derive("drifting", event=experience))
+    index = rows if part.index is None else part.index[rows]
+    return replace(part, index=index, transform=change)
 
 
 @component

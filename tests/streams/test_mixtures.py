@@ -6,7 +6,7 @@ import torch
 
 from spikecl.data import checked
 from spikecl.errors import ConfigError
-from spikecl.streams import TASK_FREE, Drifting, drifting, permuted, split_classes
+from spikecl.streams import TASK_FREE, Drifting, domains, drifting, permuted, split_classes
 from spikecl.streams.mixtures import weights_at
 
 
@@ -112,3 +112,12 @@ def test_pure_and_by_name():
 def test_numbers_that_make_no_mixture_are_refused(bad):
     with pytest.raises(ConfigError, match=f"stream.drifting.{next(iter(bad))}: got .* use"):
         drifting(permuted(data(), experiences=2), **bad)
+
+
+def test_noise_is_another_one_in_each_experience_and_stays_it():
+    x, y = np.full((60, 6, 6), 128, np.uint8), np.arange(60) % 3
+    d = checked({"x_train": x, "y_train": y, "x_test": x[:6], "y_test": y[:6]}, "grey")
+    stream = drifting(domains(d, kinds=("noise", "noise")), segments=5, overlap=0.5, seed=2)
+    found = [event.train.load().x.flatten(1) for event in stream]
+    assert len(torch.cat(found).unique(dim=0)) == sum(map(len, found)) == 120
+    assert all(torch.equal(stream[i].train.load().x.flatten(1), x) for i, x in enumerate(found))

@@ -24,8 +24,9 @@ class Bimu(MethodSpec):
         dl = -(lr g + l h / N) / (kl h + 2 g tanh(l) + 2 |g| + 1 / lr_max),   h = 1 - tanh(l)^2
 
     This is the step, in place of the optimiser's, of which the schedule alone is used. A step
-    against a certain synapse (|l| large) is short, one along with it is not; N batches ago is
-    forgotten. A batch whose gradients are all 0 changes nothing. No boundary is needed.
+    against a certain synapse (of a large l of either sign) is short, one along with it is not; what
+    was N batches ago is forgotten. A batch whose gradients are all 0 changes nothing. No boundary
+    is needed.
 
     Args:
         window: Memory N in batches.

@@ -104,7 +104,8 @@ class _Tacos(Gate):
     def _mean(self, parts: list[Tensor]) -> Tensor:
         """Return the mean over the parts of a step, of which the last may be shorter."""
         each = parts[0].new_tensor(self._shares)
-        return torch.tensordot(each / each.sum(), torch.stack(parts), 1)
+        mean: Tensor = torch.tensordot(each / each.sum(), torch.stack(parts), 1)
+        return mean
 
     def _coincident(self, name: str) -> Tensor:
         """Return 1 where both neurons of a weight are active, else 0."""
