@@ -26,10 +26,13 @@ Tensors = Mapping[str, Tensor]
 class Phase(enum.IntEnum):
     """When a method acts within a step; methods run in this order.
 
-    ``AROUND`` is about whole steps: it gets gradients as the loss has them, before any other
-    method, and its ``after_step`` comes last, when all others have changed the weights.
+    ``FIRST`` gives others what they start from: gradients of stored weights, in the place of those
+    of effective ones. ``AROUND`` is about whole steps: it gets gradients as the loss has them,
+    before any other method adds to them, and its ``after_step`` comes last, when all others have
+    changed the weights.
     """
 
+    FIRST = -2
     AROUND = -1
     EXTRA_GRADIENT = 0
     GATE = 1

@@ -28,6 +28,7 @@ from spikecl.learner.pairing import (
     check_average,
     check_input,
     check_loss,
+    check_measures,
     check_membrane,
     check_network,
     check_pairings,
@@ -114,6 +115,7 @@ class Learner:
         )
         self.methods = Composition(methods, context)
         check_rehearsal(self.methods)
+        check_measures(self.methods)
         check_membrane(stream, plan, self.methods)
         self._optimiser_spec = optimiser
         self._variables: dict[str, Tensor] = {}

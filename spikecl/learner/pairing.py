@@ -8,6 +8,7 @@ from typing import cast
 from torch import Tensor
 
 from spikecl.continual.compose import Composition, check_slots, method_name
+from spikecl.continual.importance.importance import Measure
 from spikecl.continual.metaplasticity.sampled import Voting
 from spikecl.continual.method import MethodSpec, check_reveal, overrides
 from spikecl.continual.projection.protection import ProjectUpdates
@@ -71,6 +72,23 @@ def check_rehearsal(methods: Composition) -> None:
             f"method '{answers[0]}' trains with weights of the present task and tests old tasks "
             f"with theirs, so old samples of method '{brings[0]}' would be trained with weights "
             "that their tests never use; leave one of the two out"
+        )
+
+
+def check_measures(methods: Composition) -> None:
+    """Refuse to measure importances at weights that neither training nor tests run with."""
+    running = methods.methods.items()
+    looking = [name for name, m in running if isinstance(m, Measure) and m.looks]
+    others = [
+        name
+        for name, m in running
+        if overrides(m, "weights") and overrides(m, "predict") and not isinstance(m, Voting)
+    ]
+    if looking and others:
+        raise PairingError(
+            f"method '{looking[0]}' measures importances at the weights that are stored, and "
+            f"method '{others[0]}' trains and tests with others; use 'si', which measures in "
+            "training, or leave one of the two out"
         )
 
 

@@ -136,7 +136,10 @@ def split_classes(
             f"{data.classes} of {data.name}; use 1 to {len(order)}"
         )
     if old_data and Reveal.BOUNDARY not in reveal:
-        domain_incremental(old_data=old_data, boundaries=False)  # refuses
+        raise ConfigError(
+            "stream: old_data=true shows earlier experiences one by one, which scenario='free' "
+            "hides; use one of them"
+        )
     source = Source(data)
     classes = [tuple(c.tolist()) for c in torch.tensor(order).tensor_split(experiences)]
     index = [(_rows(source.train[1], c), _rows(source.test[1], c)) for c in classes]

@@ -72,8 +72,9 @@ def test_what_a_method_does_not_offer_is_not_silently_done():
 
 
 def test_phases_stand_in_the_order_of_the_design():
-    order = ["AROUND", "EXTRA_GRADIENT", "GATE", "OPTIMISER", "NOISE", "PROJECTION", "AVERAGING"]
-    assert [phase.name for phase in sorted(Phase)] == [*order, "OBSERVATION"]
+    order = ["EXTRA_GRADIENT", "GATE", "OPTIMISER", "NOISE", "PROJECTION", "AVERAGING"]
+    around = ["FIRST", "AROUND"]
+    assert [phase.name for phase in sorted(Phase)] == [*around, *order, "OBSERVATION"]
 
 
 def test_defaults_of_a_description():

@@ -9,6 +9,12 @@ import torch
 from torch.nn import functional
 
 from spikecl.continual import Cuber, Finetune, Gpm, Hlop, Inhibition, JointTraining, Trgp
+from spikecl.continual.homeostasis.dendrites import Dendrites
+from spikecl.continual.homeostasis.gating import Gating
+from spikecl.continual.importance.ewc import Ewc
+from spikecl.continual.importance.l2 import L2
+from spikecl.continual.importance.mas import Mas
+from spikecl.continual.importance.si import Si
 from spikecl.continual.metaplasticity.mesu import Mesu
 from spikecl.continual.replay.er import ExperienceReplay
 from spikecl.data import load
@@ -31,7 +37,7 @@ from spikecl.neurons import LIF
 from spikecl.optim import Sgd
 from spikecl.registry import ENCODINGS, LOSSES
 from spikecl.seeds import Seeds
-from spikecl.streams import DOMAIN_IL, Experience, Reveal, Samples, Stream, permuted
+from spikecl.streams import DOMAIN_IL, TASK_IL, Experience, Reveal, Samples, Stream, permuted
 from spikecl.streams.events import Part
 from spikecl.streams.stream import EvalSet
 from spikecl.trainers import Bptt, PerStep
@@ -299,3 +305,14 @@ def test_old_samples_may_be_trained_with_drawn_weights(method):
     stream = replace(stream_of(8, 4), reveal=KNOWN)
     for both in ((method, ExperienceReplay()), (ExperienceReplay(), method)):
         assert list(learner_of(stream, methods=both).ticks())
+
+
+@pytest.mark.parametrize("measure", [Ewc, Mas])
+@pytest.mark.parametrize("other", [Gating(share=0.5), Dendrites(), Trgp()])
+def test_importances_are_not_measured_at_weights_that_nobody_runs_with(measure, other):
+    stream = stream_of(6, 6).with_reveal(TASK_IL)
+    for strength in (0.0, 1.0):
+        with pytest.raises(PairingError, match="at the weights that are stored, and method"):
+            learner_of(stream, methods=(measure(strength=strength), other))
+    for fine in ((Si(), other), (L2(), other), (measure(), Mesu())):
+        learner_of(stream, methods=fine)

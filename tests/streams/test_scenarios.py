@@ -340,5 +340,5 @@ def test_boundaries_can_be_hidden(spec):
 def test_split_classes_can_hide_that_classes_are_new():
     free = SplitClasses(experiences=2, scenario="free").make(data(), 0)
     assert free.reveal == Reveal.LABELS
-    with pytest.raises(ConfigError, match="old_data"):
+    with pytest.raises(ConfigError, match="old_data.*scenario='free'"):
         SplitClasses(experiences=2, scenario="free", old_data=True).make(data(), 0)

@@ -51,7 +51,7 @@ class Dendrites(MethodSpec):
     """
 
     needs: ClassVar[Reveal] = Reveal.BOUNDARY
-    phase: ClassVar[Phase] = Phase.EXTRA_GRADIENT
+    phase: ClassVar[Phase] = Phase.FIRST  # others get the gradients of what is stored
     slot: ClassVar[str | None] = "projection"  # projected updates act on weights as they are stored
 
     segments: PositiveInt = 7

@@ -28,7 +28,9 @@ def layers_with_neurons(network: Network) -> dict[str, Layer]:
 def distribution(values: Tensor) -> dict[str, object]:
     """Return mean, standard deviation, quantiles and a histogram of values, as JSON."""
     array = values.detach().double().flatten().cpu().numpy()
-    counts, edges = np.histogram(array, bins=BINS)
+    low, high = float(array.min()), float(array.max())
+    alike = high - low <= 1e-12 * max(abs(low), abs(high))  # but for rounding: no room for bins
+    counts, edges = np.histogram(array, BINS, (low - 0.5, high + 0.5) if alike else None)
     return {
         "mean": float(array.mean()),
         "sd": float(array.std()),

@@ -9,8 +9,9 @@ from pydantic import Field, Strict
 from torch import Tensor
 
 from spikecl.components import PositiveFloat, component
+from spikecl.continual.importance.importance import HoldAfter
 from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors
-from spikecl.errors import ConfigError
+from spikecl.errors import ConfigError, PairingError
 from spikecl.storage import State, nbytes
 from spikecl.streams import Batch
 
@@ -23,12 +24,12 @@ class Need(MethodSpec):
     """The learning rate follows a state that the classes a learner takes in raise or lower.
 
     Class k has an effect ``g_k``. Of each sample, the learner sees which class c it believes it to
-    be, and ingests it if ``g_c`` would bring its state e towards ``set_point``; what it gets is the
-    effect of the true class k. In order of execution, in each step of training::
+    be, and ingests it if ``g_c`` would bring its state e towards 0, where it starts; what it gets
+    is the effect of the true class k. In order of execution, in each step of training::
 
-        ingested = g_c (set_point - e) >= 0             (at the set point: all)
+        ingested = g_c e <= 0                           (at 0: all)
         e  <- e + mean over the batch of g_k ingested
-        lr <- lr0 clip(exp(kappa (e - set_point)), least, most)
+        lr <- lr0 clip(exp(kappa e), least, most)
 
     So a learner that knows its classes keeps e, and with it its rate, where it should be. One that
     mistakes them, as behind a shift of concepts, takes in what it did not want, and its rate goes
@@ -45,7 +46,6 @@ class Need(MethodSpec):
         control: ``none``, or one of the controls.
         effect: Size of what a class does to e: even classes raise it, odd ones lower it.
         effects: One effect for each class, in place of ``effect``.
-        set_point: Where e should be, and where it starts.
         kappa: How steeply the rate follows.
         least: Lowest rate, as a part of the optimiser's.
         most: Highest.
@@ -56,7 +56,6 @@ class Need(MethodSpec):
     control: Literal["none", "constant", "random"] = "none"
     effect: Annotated[float, Field(ge=0)] = 0.1
     effects: Effects | None = None
-    set_point: float = 0.0
     kappa: float = 1.0
     least: PositiveFloat = 0.1
     most: PositiveFloat = 10.0
@@ -70,7 +69,13 @@ class Need(MethodSpec):
             )
 
     def start(self, context: Context) -> Method:
-        """Return the running method."""
+        """Return the running method; refuse a step behind the optimiser's that it would scale."""
+        for method in context.before:
+            if isinstance(method, HoldAfter):
+                raise PairingError(
+                    f"method '{method.name}' with step='implicit' goes a way that is right for the "
+                    "optimiser's rate, and method 'need' would multiply it; use step='gradient'"
+                )
         signs = (1.0 if k % 2 == 0 else -1.0 for k in range(context.classes))
         effects = self.effects or tuple(self.effect * sign for sign in signs)
         if len(effects) != context.classes:
@@ -85,7 +90,7 @@ class _Need(Method):
     def __init__(self, spec: Need, context: Context, effects: tuple[float, ...]):
         self._spec, self._context = spec, context
         self._effects = torch.tensor(effects, dtype=torch.float64, device=context.device)
-        self._state = torch.full_like(self._effects[0], spec.set_point).clone()
+        self._state = torch.zeros_like(self._effects[0])
         self._steps = 0
         self._seen: tuple[Tensor, Tensor] | None = None  # classes believed and true, of this step
         self._curve: list[float] = []  # every few steps since the last report
@@ -99,7 +104,8 @@ class _Need(Method):
     @torch.no_grad()
     def update(self, update: Tensors) -> Tensors:
         if self._seen is not None and self._spec.control != "constant":
-            self._state = self._state + self._ingested(*self._seen)
+            part = self._context.host.portion()  # of a step, where its parts change weights
+            self._state = self._state + part * self._ingested(*self._seen)
         self._seen = None
         share = self._share()
         if self._steps % EVERY == 0:
@@ -113,12 +119,12 @@ class _Need(Method):
             generator = self._context.seeds.generator("need", event=self._steps)
             taken = (torch.rand(len(true), generator=generator) < 0.5).to(true.device)
         else:
-            taken = self._effects[believed] * (self._spec.set_point - self._state) >= 0
+            taken = self._effects[believed] * self._state <= 0
         return (self._effects[true] * taken).mean()
 
     def _share(self) -> Tensor:
         """Return the rate of this step, as a part of the optimiser's."""
-        wanted = (self._spec.kappa * (self._state - self._spec.set_point)).exp()
+        wanted = (self._spec.kappa * self._state).exp()
         return wanted.clamp(self._spec.least, self._spec.most)
 
     def report(self) -> dict[str, object]:

@@ -12,7 +12,7 @@ from spikecl.components import Fraction, PositiveFloat, PositiveInt, component
 from spikecl.continual.homeostasis.layers import distribution, moved
 from spikecl.continual.host import transmitted
 from spikecl.continual.method import Context, Method, MethodSpec, Phase
-from spikecl.errors import ConfigError, PairingError
+from spikecl.errors import ConfigError, PairingError, UsageError
 from spikecl.networks import Linear, NoAutapses
 from spikecl.storage import State, nbytes
 from spikecl.streams import LearnerView
@@ -41,10 +41,10 @@ class Sleep(MethodSpec):
         w_ij <- w_ij - decrease g(w_ij)  where s_i = 1 and s_below_j = 0
 
     and ``g(w) = 2 / (1 + exp(w / 0.001))``: nearly 2 for a negative weight, nearly 0 for a positive
-    one. Layers before the last convolution, and recurrent weights, sleep without a change.
+    one. Layers before the last convolution, recurrent and frozen weights sleep without a change.
 
-    It comes before what a projection learns of the experience, and is not held back by one:
-    ``moved`` in the report is how far it has taken the weights, relative to their size.
+    It comes before what importances and projections learn of the experience, and is not held back
+    by one: ``moved`` in the report is how far it has taken the weights, relative to their size.
 
     Source: Tadros, Krishnan, Ramyaa & Bazhenov, Nature Communications 13 (2022); numbers of the
     authors' code for MNIST, where ``gain=55.88``, ``threshold=[14.5, 44.6, 38.0]``, 15,000 steps
@@ -64,7 +64,7 @@ class Sleep(MethodSpec):
         samples: Samples of an experience that means and maxima are taken of.
     """
 
-    phase: ClassVar[Phase] = Phase.EXTRA_GRADIENT
+    phase: ClassVar[Phase] = Phase.FIRST  # what others measure at the end is behind it
 
     steps: Annotated[int, Field(ge=0)] = 100
     more: Fraction = 1 / 3
@@ -114,6 +114,13 @@ class _Sleep(Method):
         self._experience = 0
         self._report: dict[str, object] = {}
 
+    def begin(self, view: LearnerView) -> None:
+        if not len(view.samples):
+            raise UsageError(
+                "method 'sleep' dreams of the mean input of an experience, and this one has no "
+                "samples; leave it out of the stream"
+            )
+
     @torch.no_grad()
     def end(self, view: LearnerView) -> None:
         first = next(iter(self._chain))
@@ -129,7 +136,7 @@ class _Sleep(Method):
         n = self._experience
         self._mean = mean if n == 0 else (n * self._mean + mean) / (n + 1)
         before = {name: weight.detach().clone() for name, weight in self._chain.items()}
-        fired = self._sleep({name: float(top) or 1.0 for name, top in tops.items()})
+        fired = self._sleep({name: float(top) if top > 0 else 1.0 for name, top in tops.items()})
         self._experience += 1
         self._report = {
             name: {
@@ -157,7 +164,7 @@ class _Sleep(Method):
                 spikes = v[name] >= threshold
                 v[name] = v[name].masked_fill(spikes, 0)
                 who = spikes.nonzero()[:, 0]
-                if len(who):
+                if len(who) and weight.requires_grad:
                     w = weight[who]
                     change = torch.where(s > 0, spec.increase, -spec.decrease)
                     weight[who] = w + change.to(w) * 2 * torch.sigmoid(-w / SOFTNESS)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spikecl.components import Fraction, component
 from spikecl.continual.homeostasis.layers import MeanRates, distribution, layers_with_neurons, moved
+from spikecl.continual.importance.importance import HoldAfter
 from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors
 from spikecl.errors import ActivityWarning, PairingError
 from spikecl.neurons import SpikingNeuron
@@ -69,6 +70,11 @@ class Threshold(MethodSpec):
         """Return the running method."""
         cells = _cells(self, context)
         strength = self.rate if self.form == "set_point" else self.theta_plus
+        own = {f"{name}.neuron.v_th" for name in cells}
+        for method in context.before if strength else ():
+            if isinstance(method, HoldAfter):  # behind gradients: they are not its to move
+                held = method.importance
+                held.names = [name for name in held.names if name not in own]
         return _Threshold(self, cells) if strength else Method()
 
 
@@ -92,12 +98,11 @@ def _cells(spec: Threshold, context: Context) -> dict[str, _Cells]:
         neuron, stored = layer.neuron.neuron, getattr(layer.neuron, "v_th", None)
         if not isinstance(stored, nn.Parameter) or not stored.dim() or not stored.requires_grad:
             continue
-        start, rest = (
-            torch.as_tensor(value).to(stored)
-            for value in (getattr(neuron, key, 0.0) for key in ("v_th", "v_rest"))
-        )
+        allowed = layer.neuron.ranges["v_th"]
+        start = allowed.from_raw(stored.detach()).clone()
+        rest = torch.as_tensor(getattr(neuron, "v_rest", 0.0)).to(stored).expand_as(start)
         floor = torch.lerp(rest, start, spec.floor)
-        found[name] = _Cells(stored, layer.neuron.ranges["v_th"], start, floor)
+        found[name] = _Cells(stored, allowed, start, floor)
         most = 1 / (1 + neuron.refractory) if isinstance(neuron, SpikingNeuron) else 1.0
         if spec.form == "set_point" and spec.target > most:
             what = f"target={spec.target}: its refractory period allows {most:.3g} spikes a step"
@@ -154,7 +159,7 @@ class _Threshold(Method):
         for name, cells in self._cells.items():
             if self._spec.form == "event" or name in self._said or name not in self._rates.mean:
                 continue
-            lowest = cells.value() <= cells.floor
+            lowest = cells.stored.detach() <= cells.range.to_raw(cells.floor)  # as it is stored
             count = int((lowest & (self._rates.mean[name] < 0.5 * self._spec.target)).sum())
             if count:
                 self._said.append(name)
@@ -176,6 +181,8 @@ class _Threshold(Method):
     def state_dict(self) -> State:
         return {
             "rates": self._rates.state_dict(),
+            "start": {name: cells.start for name, cells in self._cells.items()},
+            "floor": {name: cells.floor for name, cells in self._cells.items()},
             "before": self._before,
             "experience": self._experience,
             "said": list(self._said),
@@ -184,6 +191,9 @@ class _Threshold(Method):
     def load_state_dict(self, state: State) -> None:
         self._rates.load_state_dict(state["rates"])
         self._before = dict(state["before"])
+        for name, cells in self._cells.items():
+            held = {key: state[key][name] for key in ("start", "floor")}
+            self._cells[name] = cells._replace(**held)
         self._experience, self._said = state["experience"], list(state["said"])
 
     def nbytes(self) -> int:

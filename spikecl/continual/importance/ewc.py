@@ -91,6 +91,8 @@ class Ewc(MethodSpec):
 
 
 class _Run(Measure):
+    looks = True
+
     def __init__(self, spec: Ewc, context: Context):
         super().__init__(context, "ewc", spec.others, spec.strength)
         self._spec, self._events = spec, 0

@@ -8,7 +8,7 @@ never sees it, so any trainer will do.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -180,7 +180,12 @@ class Measure(Method):
         name: Of the method.
         others: Which of the parameters that are no weights.
         pull: What the penalty's gradient ``A (w - c)`` is multiplied by.
+
+    Attributes:
+        looks: Whether it shows samples to the network once more, at the weights that are stored.
     """
+
+    looks: ClassVar[bool] = False
 
     def __init__(self, context: Context, name: str, others: Others, pull: float):
         self.context, self.name, self._pull = context, name, pull

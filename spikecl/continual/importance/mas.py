@@ -68,6 +68,8 @@ class Mas(MethodSpec):
 
 
 class _Run(Measure):
+    looks = True
+
     def __init__(self, spec: Mas, context: Context):
         super().__init__(context, "mas", spec.others, 2 * spec.strength)
         self._spec, self._experiences = spec, 0

@@ -127,7 +127,8 @@ class _Run(Measure):
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
-        self.path = self.importance.fitting(state.get("path", {}))
+        held = self.importance.fitting(state.get("path", {}))
+        self.path = {name: each.clone() for name, each in held.items()}  # added to in place
         self._steps = state["steps"]
 
     def nbytes(self) -> int:

@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from spikecl.continual import Hlop
 from spikecl.continual.homeostasis.dendrites import Dendrites
+from spikecl.continual.importance.l2 import L2
+from spikecl.continual.importance.si import Si
 from spikecl.data.arrays import checked
 from spikecl.encoding import Direct
 from spikecl.errors import ConfigError, PairingError
@@ -153,3 +155,30 @@ def test_what_cannot_be_is_refused():
         Dendrites(active=1.5)
     with pytest.raises(ConfigError, match="segments"):
         Dendrites(segments=0)
+
+
+def test_penalties_and_paths_of_others_are_of_what_is_stored():
+    """A pull on weights is no slope of a gate; the path integral has the gradient of weights."""
+    learner = learner_of(L2(anchor="initial", strength=0.5), Si(strength=0.0), SPEC)
+    methods, net = learner.methods.methods, learner.network
+    assert list(methods) == ["dendrites", "si", "l2"]
+    event = learner.stream[0]
+    view = learner.stream.view(event)
+    for method in methods.values():
+        method.begin(view)
+    with torch.no_grad():
+        for p in net.weights().values():
+            p.add_(0.1)  # away from the anchors
+    before = {n: s.clone() for n, s in methods["dendrites"]._segments.items()}
+    given = {n: torch.zeros_like(p) for n, p in net.weights().items()}
+    for change in learner.methods.hooks("gradients"):
+        given = change(given)
+    for name, segments in methods["dendrites"]._segments.items():
+        assert torch.equal(segments, before[name])
+    for gradient in given.values():
+        torch.testing.assert_close(gradient, torch.full_like(gradient, 0.05))
+    ones = {n: torch.ones_like(p) for n, p in net.weights().items()}
+    gate = methods["dendrites"]._gates(0)["hidden2"]
+    for change in learner.methods.hooks("gradients"):
+        ones = change(ones)
+    torch.testing.assert_close(methods["si"]._moving["readout.weight"][0], gate.expand(3, -1))

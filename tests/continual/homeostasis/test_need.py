@@ -12,9 +12,13 @@ from torch.nn import functional
 
 from spikecl.continual import Context, Finetune, Hlop
 from spikecl.continual.homeostasis.need import Need
+from spikecl.continual.host import Nobody
+from spikecl.continual.importance.ewc import Ewc
+from spikecl.continual.importance.l2 import L2
+from spikecl.continual.importance.si import Si
 from spikecl.data.arrays import checked
 from spikecl.encoding import Direct
-from spikecl.errors import ConfigError
+from spikecl.errors import ConfigError, PairingError
 from spikecl.learner import Learner, TrainPlan
 from spikecl.networks import SpikingMlp
 from spikecl.neurons import LIF
@@ -179,3 +183,20 @@ def test_impossible_values_are_refused():
         Need(most=0.5)
     with pytest.raises(ConfigError, match="effect"):
         Need(effect=-0.1)
+
+
+def test_parts_of_a_step_that_change_weights_take_in_their_share(monkeypatch):
+    """A sample is ingested once, whether weights change at its end or in each of its steps."""
+    method = method_of(effects=(0.3, 0.3, 0.3), control="random", kappa=0.0)
+    monkeypatch.setattr(method, "_ingested", lambda believed, true: 0.3)
+    monkeypatch.setattr(Nobody, "portion", lambda host: 0.25)
+    for _ in range(4):
+        step(method, [0], [0])
+    assert float(method._state) == pytest.approx(0.3)
+
+
+def test_it_does_not_multiply_steps_that_others_take_by_themselves():
+    for measure in (Ewc, Si, L2):
+        with pytest.raises(PairingError, match="step='implicit'.*'need' would multiply it"):
+            learner_of(measure(step="implicit"), Need())
+        learner_of(measure(), Need())

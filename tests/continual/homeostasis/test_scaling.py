@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from spikecl.continual import Context, Finetune, Hlop
+from spikecl.continual.homeostasis.layers import distribution
 from spikecl.continual.homeostasis.scaling import Scaling
 from spikecl.data.arrays import checked
 from spikecl.encoding import Direct
@@ -250,3 +251,10 @@ def test_weights_whose_size_is_fixed_are_refused():
 def test_impossible_values_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Scaling(**wrong)
+
+
+def test_values_that_are_alike_but_for_rounding_have_a_histogram():
+    values = 2 + torch.finfo(torch.float64).eps * torch.arange(5, dtype=torch.float64)
+    said = distribution(values)
+    assert sum(said["counts"]) == 5 and len(said["edges"]) == 1 + len(said["counts"])
+    assert distribution(torch.tensor([2.0, 3.0]))["edges"][0] == 2

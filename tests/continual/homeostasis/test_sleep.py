@@ -11,6 +11,9 @@ import torch
 
 from spikecl.continual import Finetune, Hlop
 from spikecl.continual.homeostasis.sleep import Sleep
+from spikecl.continual.importance.ewc import Ewc
+from spikecl.continual.importance.l2 import L2
+from spikecl.continual.importance.si import Si
 from spikecl.data.arrays import checked
 from spikecl.encoding import Direct
 from spikecl.errors import ConfigError, PairingError
@@ -206,3 +209,45 @@ def test_what_cannot_sleep_is_refused():
     for wrong in ({"decay": 1.5}, {"gain": -1.0}, {"steps": -1}, {"threshold": 0.0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             Sleep(**wrong)
+
+
+def asleep_once(spec, weights, frozen=()):
+    """Return the weights behind one night of a network that is given some."""
+    learner = learner_of(spec, reveal=TASK_FREE, epochs=1, optimiser=Sgd(lr=1e-9))
+    for name, value in weights.items():
+        learner.network.weights()[name].detach().fill_(value)
+    for name in frozen:
+        learner.network.weights()[name].requires_grad_(False)
+    for _ in learner.ticks():
+        pass
+    return learner
+
+
+def test_currents_that_are_all_negative_fire_nobody():
+    """They have no largest one to be measured by: a negative would turn their signs."""
+    weights = {"hidden1.weight": 0.1, "hidden2.weight": 0.1, "readout.weight": -0.1}
+    learner = asleep_once(Sleep(steps=40, **LIVELY), weights)
+    said = learner.methods.methods["sleep"].report()
+    assert said["hidden2"]["rate"]["mean"] > 0.1 and said["readout"]["rate"]["mean"] == 0
+
+
+def test_frozen_weights_sleep_without_a_change():
+    weights = {"hidden1.weight": 0.001, "hidden2.weight": 0.1, "readout.weight": 0.1}
+    spec = Sleep(steps=40, **LIVELY)
+    for frozen in ((), ("hidden1.weight",)):
+        learner = asleep_once(spec, weights, frozen)
+        said = learner.methods.methods["sleep"].report()
+        assert said["hidden1"]["rate"]["mean"] > 0.1
+        assert (said["hidden1"]["moved"] > 0) == (not frozen)
+
+
+@pytest.mark.parametrize("measure", [Ewc(), Si(), L2()])
+def test_importances_hold_weights_as_they_are_behind_sleep(measure):
+    learner = learner_of(measure, Sleep(steps=30, **LIVELY))
+    held = next(m for n, m in learner.methods.methods.items() if n != "sleep").importance
+    for tick in learner.ticks():
+        if tick.kind == "event" and tick.position.event:
+            for name, anchor in held.anchors.items():
+                torch.testing.assert_close(anchor, learner.network.weights()[name].detach())
+            if not isinstance(measure, L2):
+                break  # a mean of anchors from here on

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from spikecl.continual import Context, Finetune, Hlop
 from spikecl.continual.homeostasis.threshold import Threshold
+from spikecl.continual.importance.l2 import L2
 from spikecl.data.arrays import checked
 from spikecl.encoding import Direct
 from spikecl.errors import ActivityWarning, ConfigError, PairingError
@@ -102,6 +103,24 @@ def test_event_form_rests_where_gain_and_decay_meet():
     method.after_step()
     now = network.layers["hidden1"].neuron.v_th.detach().numpy() - 0.5
     np.testing.assert_allclose(now, theta * (1 - 1 / 40), rtol=1e-12)
+
+
+def test_a_network_that_was_given_starts_from_its_own_thresholds():
+    network = network_of(v_th=1.0)
+    given = torch.linspace(0.4, 3.0, 6, dtype=torch.float64)
+    stored = network.layers["hidden1"].neuron.v_th
+    stored.detach().copy_(given)
+    method = Threshold(form="event", tau=10.0).start(context_of(network))
+    method.begin(None)
+    method.fired({"hidden1": torch.zeros(6, dtype=torch.float64)}, 1.0)
+    method.after_step()
+    torch.testing.assert_close(stored.detach(), given)  # no spike, nothing to decay
+    tensors, values = split(method.state_dict())
+    stored.detach().fill_(7.0)
+    again = Threshold(form="event", tau=10.0).start(context_of(network))
+    again.load_state_dict(join(tensors, values))
+    assert torch.equal(again._cells["hidden1"].start, given)
+    torch.testing.assert_close(again._cells["hidden1"].floor, 0.05 * given)
 
 
 @pytest.mark.parametrize("form", ["event", "set_point"])
@@ -240,6 +259,19 @@ def test_gradients_and_optimisers_leave_thresholds_to_it(optimiser):
     assert (trained - 0.3).abs().max() > 0.05
 
 
+@pytest.mark.parametrize("step", ["gradient", "implicit"])
+def test_penalties_leave_thresholds_to_it(step):
+    """As strong as they are, and whether they pull before or behind the optimiser."""
+    learner = learner_of(Threshold(rate=1e-12), L2(strength=3.0, step=step))
+    ticks = learner.ticks()
+    next(tick for tick in ticks if tick.kind == "event" and tick.position.event == 1)
+    stored = learner.network.weights()["hidden1.neuron.v_th"].detach()
+    stored.fill_(0.7)  # away from where the penalty has its anchor
+    for _ in ticks:
+        pass
+    assert (stored - 0.7).abs().max() < 1e-6
+
+
 @pytest.mark.parametrize("optimiser", [Sgd(lr=0.1), Adam(lr=0.01)])
 def test_hlop_holds_weights_while_thresholds_move(optimiser):
     both = learner_of(Threshold(rate=0.3), Hlop(), optimiser=optimiser)
@@ -360,6 +392,19 @@ def test_neurons_that_cannot_reach_it_are_counted_once():
         method.end(None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        method.end(None)
+
+
+def test_bounded_thresholds_at_the_lowest_are_counted_too():
+    """What is stored stands for a value that may lie above the floor by rounding."""
+    network = SpikingMlp(hidden=(50,), neuron=RateLIF(), **OWN).build((4,), 3)
+    spec = Threshold(rate=10.0, target=0.9, tau_rate=1.0, floor=0.01)  # one that does
+    method = spec.start(context_of(network))
+    method.begin(None)
+    for _ in range(3):
+        method.fired({"hidden1": torch.zeros(50)}, 1.0)
+        method.after_step()
+    with pytest.warns(ActivityWarning, match="'hidden1' cannot reach.*50 of its 50 neurons"):
         method.end(None)
 
 

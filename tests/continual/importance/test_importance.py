@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from spikecl.continual import Context, Method
+from spikecl.continual.homeostasis.dendrites import Dendrites
+from spikecl.continual.homeostasis.gating import Gating
+from spikecl.continual.homeostasis.sleep import Sleep
 from spikecl.continual.importance.importance import Hold, HoldAfter, Importance, summary
-from spikecl.errors import PairingError, RunError
+from spikecl.errors import PairingError, RunError, UsageError
 from spikecl.networks import Mlp, initialise
 from spikecl.optim import Sgd
 from spikecl.seeds import Seeds
@@ -249,3 +252,10 @@ def test_summaries_of_nothing_and_of_the_extreme():
     said = summary(torch.tensor([1e-30, 1e30]))
     assert said["histogram"]["low"] == -16 and sum(said["histogram"]["counts"]) == 2
     assert math.isfinite(said["mean"])
+
+
+@pytest.mark.parametrize("spec", [Gating(share=0.5), Dendrites(), Sleep()])
+def test_what_looks_at_the_input_refuses_an_experience_without_any_too(made, spec):
+    learner = made.learner_of(made.tasks(12, 0), spec)
+    with pytest.raises(UsageError, match="samples; leave it out of the stream"):
+        made.finished(learner)

@@ -342,3 +342,18 @@ def test_what_it_refuses(made):
             Si(**options)
     with pytest.raises(PairingError, match="'si' needs boundary"):
         made.learner_of(made.tasks(6), Si(), reveal=HIDDEN)
+
+
+def test_two_learners_of_one_state_do_not_share_its_path(made):
+    """What is loaded is added to in place: whoever gave it goes on with its own."""
+    first, wanted = (made.learner_of(made.tasks(12, 12), Si()) for _ in range(2))
+    ticks = first.ticks()
+    next(tick for tick in ticks if tick.position.event == 0 and tick.position.step == 2)
+    second = made.learner_of(made.tasks(12, 12), Si())
+    second.load_state_dict(first.state_dict())
+    made.finished(second)
+    for _ in ticks:
+        pass
+    end = made.weights_of(made.finished(wanted))
+    for learner in (first, second):
+        assert all(torch.equal(w, end[name]) for name, w in made.weights_of(learner).items())
