@@ -28,6 +28,10 @@ PERCENT = {
     "learning_accuracy": "learning accuracy %",
     "acc_task_aware": "ACC, task known %",
     "acc_task_agnostic": "ACC, task unknown %",
+    "last_five": "the last five tasks %",
+    "prequential": "accuracy before the step %",
+    "vote": "accuracy %",
+    "busiest": "spikes of the busiest neuron %",
 }
 
 CASES = {
