@@ -62,11 +62,7 @@ def check_rehearsal(methods: Composition) -> None:
     """Refuse to train old samples with weights that tests of them do not use."""
     running = methods.methods.items()
     brings = [n for n, m in running if any(overrides(m, hook) for hook in REHEARSING)]
-    answers = [
-        name
-        for name, m in running
-        if overrides(m, "weights") and overrides(m, "predict") and not isinstance(m, Voting)
-    ]
+    answers = _with_weights_of_tasks(methods)
     if brings and answers:
         raise PairingError(
             f"method '{answers[0]}' trains with weights of the present task and tests old tasks "
@@ -75,15 +71,19 @@ def check_rehearsal(methods: Composition) -> None:
         )
 
 
-def check_measures(methods: Composition) -> None:
-    """Refuse to measure importances at weights that neither training nor tests run with."""
-    running = methods.methods.items()
-    looking = [name for name, m in running if isinstance(m, Measure) and m.looks]
-    others = [
+def _with_weights_of_tasks(methods: Composition) -> list[str]:
+    """Return the methods that train and test with weights of a task, not with those stored."""
+    return [
         name
-        for name, m in running
+        for name, m in methods.methods.items()
         if overrides(m, "weights") and overrides(m, "predict") and not isinstance(m, Voting)
     ]
+
+
+def check_measures(methods: Composition) -> None:
+    """Refuse to measure importances at weights that neither training nor tests run with."""
+    looking = [n for n, m in methods.methods.items() if isinstance(m, Measure) and m.looks]
+    others = _with_weights_of_tasks(methods)
     if looking and others:
         raise PairingError(
             f"method '{looking[0]}' measures importances at the weights that are stored, and "
