@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spikecl.errors import KernelError
+from spikecl.kernels.equations import Node
 from spikecl.kernels.program import Program
 
 DTYPES = {"half": torch.bfloat16, "flag": torch.uint8}
@@ -82,14 +83,14 @@ class TorchBackend:
     ) -> list[Tensor]:
         """Fill ``out`` and the tape; return the state after the last step."""
         order = program.step if tape is None else program.step_kept
-        known = _constants(program, parameters, x)
+        known = _known(program, parameters)
         for t in range(len(x)):
             values = {**known, program.x: x[t], **dict(zip(program.before, state))}
-            _evaluate(program, order, values, x.dtype)
+            evaluate(program.nodes, order, values, x.dtype)
             out[t] = values[program.out]
             for slot, kept in zip(program.tape, tape or ()):
                 kept[t] = values[slot.node]
-            state = [_full(values[node], x[t]) for node in program.after]
+            state = [full(values[node], x[t]) for node in program.after]
         return [part.clone() for part in state]  # may be a view of what comes out
 
     def backward(
@@ -103,7 +104,7 @@ class TorchBackend:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Fill ``g_x``; return adjoints of the first state and of the trained parameters."""
         order = program.step_back
-        known = _constants(program, parameters, g_x)
+        known = _known(program, parameters)
         sums = [torch.zeros_like(g_x[0]) for _ in program.trained]
         g_state = list(g_after)
         zero = torch.zeros_like(g_x[0])
@@ -111,34 +112,37 @@ class TorchBackend:
             values = {**known, program.g_out: g_out[t], **dict(zip(program.g_after, g_state))}
             for slot, kept in zip(program.tape, tape):
                 values[slot.node] = kept[t].to(g_x.dtype)
-            _evaluate(program, order, values, g_x.dtype)
+            evaluate(program.nodes, order, values, g_x.dtype)
             g_x[t] = zero if program.g_x is None else values[program.g_x]
             for total, node in zip(sums, program.g_parameters):
                 if node is not None:
                     total += values[node]
-            g_state = [zero if n is None else _full(values[n], zero) for n in program.g_before]
+            g_state = [zero if n is None else full(values[n], zero) for n in program.g_before]
         return g_state, sums
 
 
-def _constants(program: Program, parameters: Sequence[Tensor], like: Tensor) -> dict[int, Any]:
-    known: dict[int, Any] = dict(zip(program.parameters, parameters))
-    for index, (op, args) in enumerate(program.nodes):
-        if op == "constant":
-            known[index] = program.constants[args[0]]
-    return known
+def _known(program: Program, parameters: Sequence[Tensor]) -> dict[int, Any]:
+    constants = constants_of(program.nodes, program.constants)
+    return constants | dict(zip(program.parameters, parameters))
 
 
-def _full(value: Any, like: Tensor) -> Tensor:
+def constants_of(nodes: Sequence[Node], constants: Sequence[float]) -> dict[int, Any]:
+    """Return the numbers of a program, by node."""
+    return {n: constants[args[0]] for n, (op, args) in enumerate(nodes) if op == "constant"}
+
+
+def full(value: Any, like: Tensor) -> Tensor:
     """Return a value as a tensor of the shape of one step."""
     made = torch.as_tensor(value, dtype=like.dtype, device=like.device)
     return made if made.shape == like.shape else made.expand(like.shape)
 
 
-def _evaluate(
-    program: Program, order: Sequence[int], values: dict[int, Any], dtype: torch.dtype
+def evaluate(
+    nodes: Sequence[Node], order: Sequence[int], values: dict[int, Any], dtype: torch.dtype
 ) -> None:
+    """Add the values of nodes, computed in this order."""
     for index in order:
-        op, args = program.nodes[index]
+        op, args = nodes[index]
         found = _OPERATIONS[op](*(values[n] for n in args))
         values[index] = found.to(dtype) if op == "cast" else found
 

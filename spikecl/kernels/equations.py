@@ -7,7 +7,7 @@ below gets every kernel without a line of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -29,7 +29,7 @@ class Node(NamedTuple):
     args: tuple[int, ...]
 
 
-LEAVES = ("input", "state", "parameter", "constant", "adjoint")
+LEAVES = ("input", "state", "parameter", "constant", "adjoint", "tangent")
 COMPARISONS = ("gt", "ge", "lt", "le", "eq")
 SPIKES = ("spike_gt", "spike_ge")
 # rounded alike by every compiler and by torch; exp and its kind are not
@@ -45,11 +45,11 @@ class Graph:
     So neurons that differ in nothing but their numbers have equal graphs, and share compiled code.
     """
 
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
-        self.constants: list[float] = []
+    def __init__(self, nodes: Iterable[Node] = (), constants: Iterable[float] = ()) -> None:
+        self.nodes = list(nodes)
+        self.constants = list(constants)
         self.surrogates: dict[int, int] = {}  # of a spike, the node of its derivative
-        self._known: dict[Node, int] = {}
+        self._known = {node: index for index, node in enumerate(self.nodes)}
 
     def add(self, op: str, *args: int) -> int:
         """Return the index of a node, the old one if it is there."""

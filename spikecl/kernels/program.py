@@ -66,6 +66,7 @@ class Program:
         step_kept: The same with those of the tape.
         step_back: Nodes to compute in a step back, from the tape.
         exact: Whether every operation is rounded alike everywhere.
+        surrogates: Nodes of spikes, and of the derivatives they pass on.
     """
 
     nodes: tuple[Node, ...]
@@ -86,6 +87,7 @@ class Program:
     step_kept: tuple[int, ...]
     step_back: tuple[int, ...]
     exact: bool
+    surrogates: tuple[tuple[int, int], ...]
 
     @functools.cached_property
     def numbers(self) -> ctypes.Array[ctypes.c_double]:
@@ -174,15 +176,16 @@ def _derive(step: Equations, trained: tuple[int, ...], memory: Memory) -> Progra
         g_after=g_after,
         trained=trained,
         tape=tape,
-        step=_order(graph.nodes, forward_ends, ()),
-        step_kept=_order(graph.nodes, [*forward_ends, *kept], ()),
-        step_back=_order(graph.nodes, backward_ends, kept),
+        step=order_of(graph.nodes, forward_ends, ()),
+        step_kept=order_of(graph.nodes, [*forward_ends, *kept], ()),
+        step_back=order_of(graph.nodes, backward_ends, kept),
         exact=exact,
+        surrogates=tuple(graph.surrogates.items()),
         **ends,
     )
 
 
-def _order(
+def order_of(
     nodes: Sequence[Node], ends: Iterable[int | None], known: Collection[int]
 ) -> tuple[int, ...]:
     """Return the nodes to compute for the ends, in order."""

@@ -17,6 +17,7 @@ from spikecl.kernels.generated import generated
 from spikecl.kernels.options import AUTO, Kernels
 from spikecl.kernels.program import Program, program
 from spikecl.kernels.recurrence import EVERY_WAY, Recurrence, RecurrentState, Ways
+from spikecl.kernels.tangent import ahead
 from spikecl.neurons import Neuron, State
 from spikecl.neurons.neuron import carry, check_like, checked_state, leaves, tensors_of
 
@@ -50,7 +51,7 @@ def choose(
     if _at_once(neuron, rest, recurrent, kernels):
         return Kernel("reference", "no memory: one call for all steps")
     found = None if neuron.random else program(neuron, rest)
-    return _kernel(neuron, found, x, rest, kernels)
+    return _kernel(neuron, found, x, rest, kernels, EVERY_WAY)
 
 
 def _at_once(neuron: Neuron, state: State, recurrent: bool, kernels: Kernels) -> bool:
@@ -60,18 +61,18 @@ def _at_once(neuron: Neuron, state: State, recurrent: bool, kernels: Kernels) ->
 
 
 def _kernel(
-    neuron: Neuron, found: Program | None, x: Tensor, state: State, kernels: Kernels
+    neuron: Neuron, found: Program | None, x: Tensor, state: State, kernels: Kernels, ways: Ways
 ) -> Kernel:
-    against = None
+    against, forward = None, forward_ad._current_level >= 0
     if found is None or not found.exact:
         against = _unfit(neuron, found)
     elif any([part.dtype != x.dtype or part.shape != x.shape[1:] for part in leaves(state)]):
         against = f"{type(neuron).__name__} has a state of another type or shape than the input"
     elif any([getattr(neuron, name).dtype != x.dtype for name in tensors_of(neuron)]):
         against = f"{type(neuron).__name__} has parameters of another type than the input"
-    elif forward_ad._current_level >= 0:
-        against = "derivatives are taken forward, which the reference alone can do"
-    return _choose(against, x.dtype, x.device.type, kernels.scan)
+    elif forward and (torch.is_grad_enabled() or ways != EVERY_WAY):
+        against = "derivatives are taken forward and back, which the reference alone can do"
+    return _choose(against, x.dtype, x.device.type, kernels.scan, forward)
 
 
 def _unfit(neuron: Neuron, found: Program | None) -> str:
@@ -85,13 +86,16 @@ def _unfit(neuron: Neuron, found: Program | None) -> str:
 
 
 @functools.cache
-def _choose(unfit: str | None, dtype: torch.dtype, device: str, asked: str) -> Kernel:
+def _choose(
+    unfit: str | None, dtype: torch.dtype, device: str, asked: str, forward: bool
+) -> Kernel:
+    ahead = "derivatives are taken forward" if forward else None
     against: dict[str, str | None] = {
         "reference": None,
         "fused": unfit,
-        "compiled": unfit or c_code.against(dtype, device),
-        "inductor": unfit or inductor.against(device),
-        "triton": unfit or triton_code.against(dtype, device),
+        "compiled": unfit or ahead or c_code.against(dtype, device),
+        "inductor": unfit or ahead or inductor.against(device),
+        "triton": unfit or ahead or triton_code.against(dtype, device),
     }
     if asked != "auto":
         if against[asked] is None:
@@ -100,6 +104,8 @@ def _choose(unfit: str | None, dtype: torch.dtype, device: str, asked: str) -> K
         raise KernelError(f"kernel '{asked}' cannot run here: {against[asked]}; these can: {able}")
     if unfit is not None:
         return Kernel("reference", unfit)
+    if forward:
+        return Kernel("fused", "values and derivatives go forward together")
     fast = "compiled" if device == "cpu" else "triton"
     if against[fast] is not None:
         return Kernel("fused", f"one autograd node for all steps; not {fast}: {against[fast]}")
@@ -143,9 +149,11 @@ def scan(
         out, state = neuron.advance(x.flatten(0, 1), inner, generator)
         return out.view(*x.shape[:2], *out.shape[1:]), state
     found = None if neuron.random else program(neuron, inner)
-    name = _kernel(neuron, found, x, inner, kernels).name
-    if name == "reference" or not x.numel():
+    name = _kernel(neuron, found, x, inner, kernels, ways).name
+    if found is None or name == "reference" or not x.numel():
         return reference(x, state, neuron, recurrence=recurrence, generator=generator, ways=ways)
+    if forward_ad._current_level >= 0:
+        return ahead(x, state, neuron, found, recurrence)
     return generated(
         x,
         state,

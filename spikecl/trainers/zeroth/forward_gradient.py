@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -14,6 +12,7 @@ from torch.autograd import forward_ad
 from spikecl.components import PositiveInt, component
 from spikecl.encoding import Loss
 from spikecl.errors import PairingError
+from spikecl.kernels.tangent import Dual
 from spikecl.networks import Network
 from spikecl.trainers.trainer import Call, Factors, Trainer, Traits
 from spikecl.trainers.zeroth.passes import Direction, Distribution, Passes
@@ -92,20 +91,10 @@ def slope_along(passes: Passes, direction: Direction) -> Tensor:
     """Return the derivative of the loss along a direction; 0 where nothing depends on it."""
     with forward_ad.dual_level():
         loss = passes.loss(duals(passes.at, direction))
-        primal, tangent = forward_ad.unpack_dual(loss)  # type: ignore[no-untyped-call]
+        primal, tangent = Dual.of(loss)
         return torch.zeros_like(primal) if tangent is None else tangent.clone()
 
 
 def duals(at: Direction, direction: Direction) -> dict[str, Tensor]:
     """Return parameters that carry a direction as their tangent, within a level of duals."""
-    _load()
-    make = forward_ad.make_dual
-    return {name: make(value, direction[name]) for name, value in at.items()}  # type: ignore[no-untyped-call]
-
-
-@functools.cache
-def _load() -> None:
-    """Let torch load what it needs for tangents, without what it then says about itself."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        forward_ad.make_dual(torch.zeros(()), torch.zeros(()))  # type: ignore[no-untyped-call]
+    return {name: Dual(value, direction[name]).number() for name, value in at.items()}
