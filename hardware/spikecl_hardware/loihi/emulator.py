@@ -243,10 +243,11 @@ def checked_inputs(program: Program, inputs: npt.ArrayLike) -> npt.NDArray[Any]:
     return x
 
 
-class _Synapses:
+class Synapses:
     """A connection as a function from activity [R, *features] to sums [R, n_out]."""
 
     def __init__(self, connection: Connection, program: Program, arrays: Arrays):
+        """Take the weights in memory."""
         self.synapses, self.arrays = connection.synapses, arrays
         self.name = f"'{connection.source}' to '{connection.target}'"
         self.shape = program.shape(connection.source)
@@ -288,7 +289,7 @@ def _currents(
     samples, found = activity[INPUT].shape[1], None
     for c in program.connections:
         if c.target == name and c.source not in group:
-            sent, synapses = activity[c.source], _Synapses(c, program, arrays)
+            sent, synapses = activity[c.source], Synapses(c, program, arrays)
             steps = min(total - 1, len(sent))
             if arrays.repeats(sent):
                 sums = synapses.sums(sent[0])[None]
@@ -309,7 +310,7 @@ def _together(
 ) -> dict[str, Scan]:
     """Run populations that depend on each other, one step at a time."""
     neurons = {n: arrays.neurons(program.populations[n].neurons) for n in currents}
-    synapses = [(c, _Synapses(c, program, arrays)) for c in inner]
+    synapses = [(c, Synapses(c, program, arrays)) for c in inner]
     steps: dict[str, list[Scan]] = {name: [] for name in currents}
     for t in range(len(next(iter(currents.values())))):
         now = {name: a[t] for name, a in currents.items()}

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ import numpy.typing as npt
 import spikecl_hardware
 from spikecl_hardware.loihi.emulator import STATES, checked_inputs
 from spikecl_hardware.loihi.lava_runner import ARITHMETICS, CONFIGS
+from spikecl_hardware.loihi.plastic import Learned, checked_third, with_weights
 from spikecl_hardware.loihi.program import Program, ProgramError
 from spikecl_hardware.record import Record
 
@@ -225,37 +226,101 @@ def run(
         ProgramError: The input does not fit.
         LavaError: Lava is missing, failed, or took longer than the limit.
     """
-    x, states = checked_inputs(program, inputs), tuple(states)
-    if unknown := set(states) - set(STATES):
-        raise ProgramError(f"states {sorted(unknown)}; {', '.join(STATES)} is allowed")
-    if config not in CONFIGS or arithmetic not in ARITHMETICS:
-        allowed = f"{', '.join(CONFIGS)} with {' or '.join(ARITHMETICS)} is allowed"
-        raise LavaError(f"config {config} with {arithmetic}; {allowed}")
-    lava = find(python)
-    if config == "Loihi2HwCfg" and not lava.board:
-        raise LavaError(f"no board: {lava} lacks lava-loihi; Loihi2SimCfg is allowed")
-    quantity = program.readout.quantity
-    kept = tuple(s for s in STATES if s in states or s == quantity)
-    with _own_folder() as own:
-        program.save(own / "program.h5")
-        np.savez(own / "inputs.npz", inputs=x.astype(np.int32))
-        options = ["--states", ",".join(kept), "--config", config, "--arithmetic", arithmetic]
-        _call(lava, own, options, limit_s)
-        found = _results(program, own / "output.npz")
-    silence = np.zeros((program.latency, *x.shape[1:]), dtype=x.dtype)
-    name = program.readout.population
-    answers = found[name][quantity][program.latency :]
-    return Record(
-        backend=f"lava {lava.version} ({config}, {arithmetic})",
-        inputs=np.concatenate([x, silence]),
-        spikes={name: arrays["spikes"] for name, arrays in found.items()},
-        outputs=answers.reshape(*answers.shape[:2], program.populations[name].size),
-        states={n: {s: a[s] for s in states} for n, a in found.items()} if states else {},
+    x = checked_inputs(program, inputs)
+    asked = _Asked(tuple(states), config, arithmetic, limit_s)
+    lava, found = asked.answer(program, {"inputs": x.astype(np.int32)}, (), python)
+    return asked.record(program, x, lava, found)
+
+
+def learn(
+    program: Program,
+    inputs: npt.ArrayLike,
+    *,
+    third: Mapping[str, npt.ArrayLike] | None = None,
+    states: Iterable[str] = (),
+    config: str = "Loihi2SimCfg",
+    python: str | None = None,
+    limit_s: float = 600.0,
+) -> Learned:
+    """Run samples one after the other in Lava while synapses learn; as `plastic.learn`.
+
+    Raises:
+        ProgramError: Nothing learns, or the input or the third factors do not fit.
+        LavaError: Lava is missing, failed, or took longer than the limit.
+    """
+    x, factors = checked_inputs(program, inputs), checked_third(program, inputs, third or {})
+    asked = _Asked(tuple(states), config, "fixed_pt", limit_s)
+    arrays = {"inputs": x.astype(np.int32), **{f"third/{n}": v for n, v in factors.items()}}
+    lava, found = asked.answer(program, arrays, ("--learn",), python)
+    learned = {c.name: found[c.name] for c in program.connections if c.learning is not None}
+    return Learned(
+        record=asked.record(program, x, lava, found),
+        program=with_weights(program, {name: each["w"] for name, each in learned.items()}),
+        tags={name: {key: each[key] for key in ("t", "d")} for name, each in learned.items()},
     )
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What is wanted of a run."""
+
+    states: tuple[str, ...]
+    config: str
+    arithmetic: str
+    limit_s: float
+
+    def answer(
+        self,
+        program: Program,
+        arrays: Mapping[str, npt.NDArray[Any]],
+        more: tuple[str, ...],
+        python: str | None,
+    ) -> tuple[Installation, dict[str, dict[str, npt.NDArray[Any]]]]:
+        """Run it and return who did, and what came out by population and connection."""
+        if unknown := set(self.states) - set(STATES):
+            raise ProgramError(f"states {sorted(unknown)}; {', '.join(STATES)} is allowed")
+        if self.config not in CONFIGS or self.arithmetic not in ARITHMETICS:
+            allowed = f"{', '.join(CONFIGS)} with {' or '.join(ARITHMETICS)} is allowed"
+            raise LavaError(f"config {self.config} with {self.arithmetic}; {allowed}")
+        lava = find(python)
+        if self.config == "Loihi2HwCfg" and not lava.board:
+            raise LavaError(f"no board: {lava} lacks lava-loihi; Loihi2SimCfg is allowed")
+        quantity = program.readout.quantity
+        kept = tuple(s for s in STATES if s in self.states or s == quantity)
+        with _own_folder() as own:
+            program.save(own / "program.h5")
+            np.savez(own / "inputs.npz", allow_pickle=False, **arrays)
+            options = ["--config", self.config, "--arithmetic", self.arithmetic]
+            _call(lava, own, ["--states", ",".join(kept), *options, *more], self.limit_s)
+            return lava, _results(program, own / "output.npz")
+
+    def record(
+        self,
+        program: Program,
+        x: npt.NDArray[Any],
+        lava: Installation,
+        found: Mapping[str, Mapping[str, npt.NDArray[Any]]],
+    ) -> Record:
+        """Return what populations did."""
+        silence = np.zeros((program.latency, *x.shape[1:]), dtype=x.dtype)
+        name, populations = program.readout.population, program.populations
+        answers = found[name][program.readout.quantity][program.latency :]
+        return Record(
+            backend=f"lava {lava.version} ({self.config}, {self.arithmetic})",
+            inputs=np.concatenate([x, silence]),
+            spikes={n: found[n]["spikes"] for n in populations},
+            outputs=answers.reshape(*answers.shape[:2], populations[name].size),
+            states=(
+                {n: {s: found[n][s] for s in self.states} for n in populations}
+                if self.states
+                else {}
+            ),
+        )
+
+
 def _results(program: Program, path: Path) -> dict[str, dict[str, npt.NDArray[Any]]]:
-    found: dict[str, dict[str, npt.NDArray[Any]]] = {name: {} for name in program.populations}
+    names = [*program.populations, *(c.name for c in program.connections if c.learning)]
+    found: dict[str, dict[str, npt.NDArray[Any]]] = {name: {} for name in names}
     with np.load(path) as file:
         for entry in file.files:
             index, _, key = entry.partition("/")

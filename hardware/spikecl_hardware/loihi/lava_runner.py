@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spikecl_hardware.loihi.program import INPUT, Connection, Population, Program
-from spikecl_hardware.loihi.semantics import ConvParameters, DenseParameters
+from spikecl_hardware.loihi.semantics import ConvParameters, DenseParameters, SignMode
 
 CONFIGS = ("Loihi1SimCfg", "Loihi2SimCfg", "Loihi2HwCfg")
 ARITHMETICS = ("fixed_pt", "floating_pt")
@@ -65,8 +65,9 @@ class Network:
         states: Sequence[str],
         config: str,
         arithmetic: str,
+        third: Mapping[str, Array] | None = None,
     ):
-        """Build it; nothing runs yet."""
+        """Build it; nothing runs yet. With ``third``, even an empty one, synapses learn."""
         configs = import_module("lava.magma.core.run_configs")
         self._config = getattr(configs, config)(select_tag=arithmetic)
         self._fixed = arithmetic == "fixed_pt"
@@ -77,6 +78,8 @@ class Network:
         self._rows: dict[str, dict[str, Array]] = {}
         self._sources: dict[str, Any] = {INPUT: self._player(inputs)}
         self._targets: dict[str, Any] = {}
+        self._engines: dict[str, Any] = {}
+        self._third = third
         for name, population in program.populations.items():
             self._add(name, population, states)
         for c in program.connections:
@@ -110,7 +113,9 @@ class Network:
         """Make synapses between flat populations; maps lie channel-first outside of Lava's."""
         source, target = self._sources[connection.source], self._targets[connection.target]
         if isinstance(connection.synapses, DenseParameters):
-            dense = _dense(connection.synapses, fixed=self._fixed)
+            learns = connection.learning is not None and self._third is not None
+            make = self._learning if learns else _dense
+            dense = make(connection, fixed=self._fixed)
             source.connect(dense.s_in)
             dense.a_out.connect(target)
             self._resets.append((dense.a_buff, np.zeros(dense.a_buff.shape)))
@@ -120,8 +125,44 @@ class Network:
         conv.a_out.transpose((2, 0, 1)).flatten().connect(target)
         self._resets.append((conv.a_buf, np.zeros(conv.a_buf.shape)))
 
+    def _learning(self, connection: Connection, *, fixed: bool) -> Any:
+        """Make synapses that learn; they hear the target, and third factors that are played."""
+        learning, third = connection.learning, self._third
+        assert learning is not None and third is not None
+        rules = import_module("lava.magma.core.learning.learning_rule")
+        texts = {f"d{name}": str(rule) for name, rule in learning.rules.items()}
+        traces = {
+            f"{name}_{what}": getattr(learning.trace(name), what)
+            for name in ("x1", "x2", *(() if learning.modulated else ("y1", "y2", "y3")))
+            for what in ("impulse", "tau")
+        }
+        make = rules.Loihi3FLearningRule if learning.modulated else rules.Loihi2FLearningRule
+        rule = make(**texts, **traces, t_epoch=learning.epoch, rng_seed=learning.seed)
+        module = import_module("lava.proc.dense.process")
+        dense = module.LearningDense(
+            learning_rule=rule, **_dense_options(connection.dense, connection.dense.mode)
+        )
+        # whenever a variable is set, Lava reads rules again, and rounds impulses to whole numbers
+        core = import_module("lava.magma.core.model.py.connection")
+        core.PyLearningConnection.on_var_update = lambda _: None
+        self._sources[connection.target].connect(dense.s_in_bap)
+        if learning.modulated:
+            own = self._own.Trace(dense.s_in_bap.shape, learning)
+            self._sources[connection.target].connect(own.s_in)
+            own.s_out.connect(dense.s_in_y1)
+            self._resets.append((own.trace, np.zeros(own.trace.shape)))
+            for row, port in zip(third[connection.target].transpose(2, 0, 1, 3), "23", strict=True):
+                self._player(row).connect(getattr(dense, f"s_in_y{port}"))
+        for name in ("x1", "x2", "y1", "y2", "y3", "tx", "ty"):
+            self._resets.append((getattr(dense, name), np.zeros(getattr(dense, name).shape)))
+        self._engines[connection.name] = dense
+        return dense
+
     def run(self) -> dict[str, dict[str, Array]]:
-        """Return spikes and states ``[steps, samples, *features]`` by population."""
+        """Return spikes and states ``[steps, samples, *features]`` by population.
+
+        Of synapses that learned, weights, tags and delays by connection.
+        """
         steps = import_module("lava.magma.core.run_conditions").RunSteps
         try:
             for sample in range(self._samples):
@@ -132,11 +173,12 @@ class Network:
             with suppress(Exception):  # what went wrong first is what counts
                 self._any.stop()
             raise
+        learned = {name: _variables(dense) for name, dense in self._engines.items()}
         self._any.stop()
         return {
             name: {key: self._apart(x, self._shapes[name]) for key, x in rows.items()}
             for name, rows in self._rows.items()
-        }
+        } | learned
 
     def _apart(self, rows: Array, shape: tuple[int, ...]) -> Array:
         return rows.reshape(self._samples, self._steps, *shape).swapaxes(0, 1)
@@ -155,21 +197,30 @@ def _registers(population: Population, *, fixed: bool) -> dict[str, Any]:
     }
 
 
-def _dense(synapses: DenseParameters, *, fixed: bool) -> Any:
+def _dense(connection: Connection, *, fixed: bool) -> Any:
     """Return Lava's dense synapses; without rounding, weights are in the units of the current."""
-    make = import_module("lava.proc.dense.process").Dense
-    bits = synapses.num_message_bits
-    if not fixed:
-        weights = synapses.effective * 2.0 ** (synapses.weight_exp + 6)
-        return make(weights=weights, num_message_bits=bits)
+    make, synapses = import_module("lava.proc.dense.process").Dense, connection.dense
+    if fixed:
+        return make(**_dense_options(synapses, synapses.sign_mode))
+    weights = synapses.effective * 2.0 ** (synapses.weight_exp + 6)
+    return make(weights=weights, num_message_bits=synapses.num_message_bits)
+
+
+def _dense_options(synapses: DenseParameters, mode: SignMode | None) -> dict[str, Any]:
     modes = import_module("lava.utils.weightutils").SignMode
-    return make(
-        weights=synapses.weights,
-        weight_exp=synapses.weight_exp,
-        num_weight_bits=synapses.num_weight_bits,
-        sign_mode=synapses.sign_mode and modes[synapses.sign_mode.name],
-        num_message_bits=bits,
-    )
+    return {
+        "weights": synapses.weights,
+        "weight_exp": synapses.weight_exp,
+        "num_weight_bits": synapses.num_weight_bits,
+        "sign_mode": mode and modes[mode.name],
+        "num_message_bits": synapses.num_message_bits,
+    }
+
+
+def _variables(dense: Any) -> dict[str, Array]:
+    """Return weights, tags and delays of synapses that learned."""
+    names = {"w": "weights", "t": "tag_1", "d": "tag_2"}
+    return {key: getattr(dense, name).get().astype(np.int64) for key, name in names.items()}
 
 
 def _conv(synapses: ConvParameters, shape: tuple[int, ...], *, fixed: bool) -> Any:
@@ -187,12 +238,18 @@ def _conv(synapses: ConvParameters, shape: tuple[int, ...], *, fixed: bool) -> A
 
 
 def run(
-    program: Program, inputs: Array, *, states: Sequence[str], config: str, arithmetic: str
+    program: Program,
+    inputs: Array,
+    *,
+    states: Sequence[str],
+    config: str,
+    arithmetic: str,
+    third: Mapping[str, Array] | None = None,
 ) -> dict[str, dict[str, Array]]:
     """Run inputs ``[T, B, *features]``, then silence until the last answer is out."""
     silence = np.zeros((program.latency, *inputs.shape[1:]), inputs.dtype)
-    x = np.concatenate([inputs, silence])
-    return Network(program, x, states=states, config=config, arithmetic=arithmetic).run()
+    x, options = np.concatenate([inputs, silence]), {"config": config, "arithmetic": arithmetic}
+    return Network(program, x, states=states, third=third, **options).run()
 
 
 def end_with_parent() -> None:
@@ -214,6 +271,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", choices=CONFIGS, default="Loihi2SimCfg")
     parser.add_argument("--arithmetic", choices=ARITHMETICS, default="fixed_pt")
     parser.add_argument("--states", default="", help="u, v or both, with a comma")
+    parser.add_argument("--learn", action="store_true", help="synapses learn; third/NAME in inputs")
     parser.add_argument("--with-parent", action="store_true", help="end when standard input does")
     return parser.parse_args(given)
 
@@ -226,6 +284,7 @@ def main(given: Sequence[str] | None = None) -> None:
     program = Program.load(arguments.program)
     with np.load(arguments.inputs) as file:
         inputs = file["inputs"]
+        third = {key.partition("/")[2]: file[key] for key in file.files if key != "inputs"}
     importable()
     found = run(
         program,
@@ -233,6 +292,7 @@ def main(given: Sequence[str] | None = None) -> None:
         states=[state for state in arguments.states.split(",") if state],
         config=arguments.config,
         arithmetic=arguments.arithmetic,
+        third=third if arguments.learn else None,
     )
     arrays: dict[str, Any] = {
         f"{i}/{k}": x for i, name in enumerate(found) for k, x in found[name].items()

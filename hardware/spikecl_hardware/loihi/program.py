@@ -10,7 +10,7 @@ import hashlib
 import json
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spikecl_hardware.files import replacing
+from spikecl_hardware.loihi.learning import WEIGHTS, Learning
 from spikecl_hardware.loihi.semantics import (
     STATE_LIMIT,
     ConvParameters,
@@ -30,6 +31,7 @@ from spikecl_hardware.loihi.semantics import (
 
 FORMAT, VERSION = "spikecl-loihi-program", 1
 INPUT = "input"
+ENDS = ("source", "target", "kind", "learning")
 LIBVER = "v110"  # structure with checksums; without them, and with strings, one bit can hang HDF5
 
 Quantity = Literal["spikes", "u", "v"]
@@ -66,11 +68,27 @@ class Population:
 
 @dataclass(frozen=True, eq=False)
 class Connection:
-    """Synapses from a population (or the input) to another, or onto itself."""
+    """Synapses from a population (or the input) to another, or onto itself.
+
+    With ``learning`` they change while :func:`spikecl_hardware.loihi.plastic.learn` runs the
+    program; whoever else runs it takes them as they are.
+    """
 
     source: str
     target: str
     synapses: Synapses
+    learning: Learning | None = None
+
+    @property
+    def name(self) -> str:
+        """Where from and where to, as messages and results name it."""
+        return f"{self.source} to {self.target}"
+
+    @property
+    def dense(self) -> DenseParameters:
+        """The synapses of a connection that is dense."""
+        assert isinstance(self.synapses, DenseParameters)
+        return self.synapses
 
 
 @dataclass(frozen=True)
@@ -162,6 +180,27 @@ class Program:
             raise ProgramError(f"{name}: {error}") from None
         if int(np.prod(out)) != target.size:
             raise ProgramError(f"{name}: synapses reach {out}, the neurons are {target.shape}")
+        if connection.learning is not None:
+            self._check_learning(name, connection)
+
+    def _check_learning(self, name: str, connection: Connection) -> None:
+        synapses = connection.synapses
+        if not isinstance(synapses, DenseParameters) or synapses.num_message_bits:
+            raise ProgramError(f"{name} learns; dense synapses and binary spikes are allowed")
+        low, high = WEIGHTS[synapses.mode]
+        if synapses.weights.min(initial=0) < low or synapses.weights.max(initial=0) > high:
+            raise ProgramError(
+                f"{name} learns, with weights {synapses.weights.min()} to "
+                f"{synapses.weights.max()}; {low} to {high} is allowed: clip them"
+            )
+        if (
+            sum(
+                (c.source, c.target) == (connection.source, connection.target)
+                for c in self.connections
+            )
+            > 1
+        ):
+            raise ProgramError(f"{name} learns beside another connection of the same ends")
 
     def _out_shape(self, synapses: Synapses, shape: tuple[int, ...]) -> tuple[int, ...]:
         if isinstance(synapses, ConvParameters):
@@ -274,9 +313,10 @@ def _packed(program: Program) -> tuple[dict[str, npt.NDArray[np.int64]], dict[st
         if isinstance(mode := options.get("sign_mode"), SignMode):
             options["sign_mode"] = mode.value
         kind = "conv" if isinstance(synapses, ConvParameters) else "dense"
-        connections.append(
-            {"source": connection.source, "target": connection.target, "kind": kind, **options}
-        )
+        entry = {"source": connection.source, "target": connection.target, "kind": kind, **options}
+        if connection.learning is not None:
+            entry["learning"] = asdict(connection.learning)
+        connections.append(entry)
     readout = {f.name: getattr(program.readout, f.name) for f in fields(program.readout)}
     header = {
         "format": FORMAT,
@@ -304,12 +344,14 @@ def _unpacked(arrays: Mapping[str, Any], header: Mapping[str, Any]) -> Program:
         )
     connections = []
     for i, entry in enumerate(header["connections"]):
-        options = {k: v for k, v in entry.items() if k not in ("source", "target", "kind")}
+        options = {k: v for k, v in entry.items() if k not in ENDS}
+        learning = entry.get("learning")
         if options.get("sign_mode") is not None:
             options["sign_mode"] = SignMode(options["sign_mode"])
         kind = {"conv": ConvParameters, "dense": DenseParameters}[entry["kind"]]
         synapses = kind(weights=arrays[f"connections/{i}/weights"], **options)
-        connections.append(Connection(entry["source"], entry["target"], synapses))
+        made = None if learning is None else Learning.of(learning)
+        connections.append(Connection(entry["source"], entry["target"], synapses, made))
     return Program(
         input_shape=tuple(header["input_shape"]),
         populations=populations,

@@ -89,6 +89,11 @@ class DenseParameters(_Registers):
     sign_mode: SignMode | None = None
     num_message_bits: Annotated[int, range(1 << 5)] = 0
 
+    @property
+    def mode(self) -> SignMode:
+        """The signs that are allowed, read off the weights where nobody said."""
+        return self.sign_mode or _sign_mode(self.weights)
+
     @cached_property
     def effective(self) -> Integers:
         """The weights ``[n_out, n_in]`` that the synaptic memory holds.
@@ -105,7 +110,7 @@ class DenseParameters(_Registers):
         """
         if len(getattr(self.weights, "shape", ())) != 2:
             raise ValueError("weights are no matrix; [n_out, n_in] is allowed: reshape them")
-        mode = self.sign_mode or _sign_mode(self.weights)
+        mode = self.mode
         sign = -1 if mode is SignMode.INHIBITORY else 1
         mixed = int(mode is SignMode.MIXED)
         k = 8 - self.num_weight_bits + mixed

@@ -1,8 +1,8 @@
-"""Processes of our own in a Lava network: what sends the input, and what writes down the rest.
+"""Processes of our own in a Lava network: what sends input, keeps traces, and writes things down.
 
-Lava's own monitor passes every number one by one; these two share arrays with the process that
-started them (Lava forks), and take whole vectors. They have a folder of their own because Lava
-executes every module that lies beside a process.
+Lava's own monitor passes every number one by one; `Player` and `Recorder` share arrays with the
+process that started them (Lava forks), and take whole vectors. All have a folder of their own
+because Lava executes every module that lies beside a process.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spikecl_hardware.loihi.learning import Learning, own_trace
+
 Process: Any = import_module("lava.magma.core.process.process").AbstractProcess
 Model: Any = import_module("lava.magma.core.model.py.model").PyLoihiProcessModel
+Variable: Any = import_module("lava.magma.core.process.variable").Var
 LavaPyType: Any = import_module("lava.magma.core.model.py.type").LavaPyType
 decorator: Any = import_module("lava.magma.core.decorator")
 outer: Any = import_module("lava.magma.core.process.ports.ports")
@@ -53,6 +56,17 @@ class Recorder(Process):  # type: ignore[misc]
         self.v = outer.RefPort(shape=spikes.shape[1:])
 
 
+class Trace(Process):  # type: ignore[misc]
+    """The trace that a target of synapses of three factors keeps of its own spikes."""
+
+    def __init__(self, shape: tuple[int, ...], learning: Learning):
+        """Start from zero."""
+        super().__init__(shape=shape, learning=learning)
+        self.s_in = outer.InPort(shape=shape)
+        self.s_out = outer.OutPort(shape=shape)
+        self.trace = Variable(shape=shape, init=0)
+
+
 @decorator.implements(proc=Player, protocol=PROTOCOL)
 @decorator.requires(CPU)
 class PlayerModel(Model):  # type: ignore[misc]
@@ -63,6 +77,21 @@ class PlayerModel(Model):  # type: ignore[misc]
     def run_spk(self) -> None:
         """Send one row."""
         self.s_out.send(self.proc_params["rows"][self.time_step - 1])
+
+
+@decorator.implements(proc=Trace, protocol=PROTOCOL)
+@decorator.requires(CPU)
+class TraceModel(Model):  # type: ignore[misc]
+    """How a `Trace` runs on a CPU."""
+
+    s_in = LavaPyType(inner.PyInPort.VEC_DENSE, np.int32)
+    s_out = LavaPyType(inner.PyOutPort.VEC_DENSE, np.int32)
+    trace = LavaPyType(np.ndarray, np.int32, precision=7)
+
+    def run_spk(self) -> None:
+        """Hear the spikes of this step and send what the trace is then."""
+        self.trace = own_trace(self.trace, self.s_in.recv(), self.proc_params["learning"])
+        self.s_out.send(self.trace)
 
 
 @decorator.implements(proc=Recorder, protocol=PROTOCOL)
