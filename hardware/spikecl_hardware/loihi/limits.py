@@ -7,6 +7,8 @@ memory is our assumption, here and in ``Chip.assumption``. A compiler may need m
 - A neuron that sends to a core has one list of synapses there for each connection, on an input
   axon of its own. A list holds all weights, or the non-zero ones with the number of their neuron,
   whichever is shorter, in whole words.
+- Synapses that learn are all stored, those of weight zero too, with 8 bits for a tag and 8 for a
+  delay where rules have them, and a list has 7 bits for each trace of its source.
 - A convolution stores the non-zero weights of the channels that a core has once per core, each
   with the number of its neuron.
 - Host traffic (inputs, probes) takes input axons, but neither output axons nor cores.
@@ -25,7 +27,7 @@ from spikecl_hardware.energy import DAVIES_2018
 from spikecl_hardware.loihi.program import INPUT, Connection, Population, Program, ProgramError
 from spikecl_hardware.loihi.semantics import ConvParameters, DenseParameters
 
-STATE_BITS, CONV_BITS = 32, 8
+STATE_BITS, CONV_BITS, TAG_BITS, TRACE_BITS = 32, 8, 8, 7
 Ints = npt.NDArray[np.int64]
 Reach = npt.NDArray[np.bool_]
 
@@ -280,24 +282,31 @@ def _stored(
     """Return which source reaches which core [cores, n_source], and bits by core [cores]."""
     per_core = np.diff(starts, append=size)
     index = (_most(per_core) - 1).bit_length()
-    synapses = connection.synapses
-    if isinstance(synapses, DenseParameters):
-        reach, lists = _dense(synapses, starts, per_core, index)
+    if isinstance(connection.synapses, DenseParameters):
+        reach, lists = _dense(connection, starts, per_core, index)
     else:
-        reach, lists = _conv(synapses, shape, starts, per_core, index)
+        reach, lists = _conv(connection.synapses, shape, starts, per_core, index)
     words = -(-lists // chip.word_bits)
     return reach, words.sum(axis=1) * chip.word_bits
 
 
-def _dense(
-    synapses: DenseParameters, starts: Ints, per_core: Ints, index: int
-) -> tuple[Reach, Ints]:
+def _dense(connection: Connection, starts: Ints, per_core: Ints, index: int) -> tuple[Reach, Ints]:
     """Return who reaches which core, and the bits of its list there, [cores, n_in] both."""
-    held = np.asarray(synapses.effective) != 0
-    lengths = np.add.reduceat(held, starts, axis=0, dtype=np.int64)
-    weight = synapses.num_weight_bits
+    lengths = np.add.reduceat(_held(connection), starts, axis=0, dtype=np.int64)
+    weight, head = connection.dense.num_weight_bits, 0
+    if connection.learning is not None:
+        rules = connection.learning.rules
+        weight += TAG_BITS * len({"t", "d"} & set(rules))
+        names = set().union(*(rule.names for rule in rules.values()))
+        head = TRACE_BITS * len({"x1", "x2"} & names)
     whole = (per_core * weight)[:, None]
-    return lengths > 0, np.minimum(lengths * (weight + index), whole)
+    return lengths > 0, np.minimum(lengths * (weight + index), whole) + head * (lengths > 0)
+
+
+def _held(connection: Connection) -> Reach:
+    """Return which synapses [n_out, n_in] are stored: a weight of zero may grow by learning."""
+    held: Reach = np.asarray(connection.dense.effective) != 0
+    return held if connection.learning is None else np.ones_like(held)
 
 
 def _conv(
@@ -337,7 +346,7 @@ def _fan_in(program: Program, name: str) -> Ints:
     found = np.zeros(program.populations[name].size, dtype=np.int64)
     for c in program.connections:
         if c.target == name and isinstance(c.synapses, DenseParameters):
-            found += np.count_nonzero(c.synapses.effective, axis=1)
+            found += np.count_nonzero(_held(c), axis=1)
         elif c.target == name and isinstance(c.synapses, ConvParameters):
             found += _conv_fan_in(c.synapses, program.shape(c.source))
     return found

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spikecl_hardware.loihi import library
 from spikecl_hardware.loihi.limits import LOIHI1, LOIHI2, Chip, Placement, check, place
 from spikecl_hardware.loihi.program import (
     INPUT,
@@ -276,3 +277,28 @@ def test_graded_messages_are_refused_on_loihi_1():
     with pytest.raises(ProgramError, match="'input' to 'out': messages of 8 bits; Loihi 1"):
         check(program, LOIHI1)
     assert check(program, LOIHI2)[0].cores == 1
+
+
+def test_synapses_that_learn_take_more_room():
+    """All weights, a tag each, and a trace in every list; and a core can be too small for them."""
+    weights = np.zeros((100, 50), np.int64)
+    weights[:, 0] = 10
+    rule = library.reward_stdp()
+
+    def made(learning, n_out=100, n_in=50):
+        held = np.resize(weights, (n_out, n_in))
+        return Program(
+            (n_in,),
+            {"out": Population((n_out,), LIFParameters(vth=10))},
+            (Connection(INPUT, "out", DenseParameters(held), learning),),
+            Readout("out"),
+            5,
+        )
+
+    (plain,), (plastic,) = (place(made(learning), LOIHI1) for learning in (None, rule))
+    assert (plain.synapses, plastic.synapses) == (100, 5000)
+    assert (plain.fan_in, plastic.fan_in) == (1, 50)
+    lists = -(-(100 * (8 + 8) + 7) // 64) * 64
+    assert plastic.bits == 50 * lists
+    with pytest.raises(ProgramError, match="cores: .* in all; 1 x Loihi 1 has 128"):
+        check(made(library.stdp(), n_out=6000, n_in=4000), LOIHI1)
