@@ -51,7 +51,8 @@ def learn(
         program: What to run; at least one connection learns.
         inputs: Zeros and ones [T, B, *input_shape] (whole numbers where synapses are graded).
         third: For populations that rules of three factors reach: ``y2 y3`` of each neuron at each
-            step [T, B, 2, n], -128 to 127; zero in the steps after the input.
+            step [T, B, 2, n], -128 to 127; zero in the steps after the input, unless they are
+            given too, [T + latency, B, 2, n].
         states: ``u``, ``v`` or both, where they are wanted.
 
     Raises:
@@ -91,8 +92,10 @@ def checked_third(
     found = {}
     for name, given in third.items():
         values = np.asarray(given)
-        shape = (*np.shape(inputs)[:2], 2, program.populations[name].size)
-        if values.shape != shape or not np.issubdtype(values.dtype, np.integer):
+        steps, samples = np.shape(inputs)[:2]
+        shape = (steps, samples, 2, program.populations[name].size)
+        whole = (steps + program.latency, *shape[1:])
+        if values.shape not in (shape, whole) or not np.issubdtype(values.dtype, np.integer):
             raise ProgramError(
                 f"third factors of '{name}' are {values.dtype} of shape {values.shape}; whole "
                 f"numbers [steps, samples, 2, neurons] = {list(shape)} are allowed"
@@ -102,8 +105,8 @@ def checked_third(
                 f"third factors of '{name}' are {values.min()} to {values.max()}; -128 to 127 is "
                 "allowed: scale them"
             )
-        padding = np.zeros((program.latency, *shape[1:]), np.int64)
-        found[name] = np.concatenate([values.astype(np.int64), padding])
+        found[name] = np.zeros(whole, np.int64)
+        found[name][: len(values)] = values
     return found
 
 
