@@ -59,7 +59,12 @@ def main() -> None:
 def content(found: dict[str, Any]) -> dict[str, Any]:
     """Return the table as it is kept."""
     rows = [
-        {"label": label, "epochs": epochs, "published, 20 epochs %": f"{known:.1f}", "metrics": each}
+        {
+            "label": label,
+            "epochs": epochs,
+            "published, 20 epochs %": f"{known:.1f}",
+            "metrics": each,
+        }
         for row, (label, _, known) in ROWS.items()
         for epochs, each in found.get(row, {}).items()
     ]
