@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from spikecl.experiments.config import CheckpointPolicy as CheckpointPolicy
     from spikecl.experiments.export import export as export
     from spikecl.experiments.simulate import simulate as simulate
+    from spikecl.interop import to_brian2 as to_brian2
     from spikecl.kernels import scan as scan
     from spikecl.learner import TrainPlan as TrainPlan
     from spikecl.networks import ConvNet as ConvNet
@@ -166,6 +167,7 @@ _HOMES = {
     "simulate": "experiments.simulate",
     "split_classes": "streams",
     "step": "neurons",
+    "to_brian2": "interop",
     "write_report": "report",
 }
 

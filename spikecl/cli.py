@@ -272,7 +272,7 @@ def export(
 @app.command()
 def simulate(
     file: Annotated[Path, typer.Argument(help="Loihi program (.h5) or NIR graph (.nir).")],
-    backend: Annotated[str, typer.Option(help="torch, emulator or lava.")] = "emulator",
+    backend: Annotated[str, typer.Option(help="torch, emulator, lava or brian2.")] = "emulator",
     compare: Annotated[
         str | None, typer.Option(help="Backends with commas: where they first differ.")
     ] = None,
@@ -286,6 +286,7 @@ def simulate(
     arithmetic: Annotated[str, typer.Option(help="fixed_pt or floating_pt.")] = "fixed_pt",
     lava_python: LavaPython = None,
     limit: Annotated[float, typer.Option(help="Seconds for a batch in Lava.")] = 600.0,
+    target: Annotated[str, typer.Option(help="Brian2's: numpy, cython, cpp_standalone.")] = "numpy",
     data_dir: DataDir = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -307,10 +308,13 @@ def simulate(
             device=device,
             states=_words(states),
             lava_options=Lava(config, arithmetic, lava_python, limit),
+            target=target,
             keep=output is not None,
             show=show,
         )
     _show_simulation(made, as_json)  # before writing: a full disk takes no answer away
+    if made.fell_back:
+        err.print(f"brian2: there is no compiler for {target} that works; it ran with numpy")
     save(made, output)
 
 

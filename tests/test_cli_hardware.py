@@ -235,8 +235,8 @@ def test_export_of_other_runs(spikecl, make, record, tmp_path):
 
 
 SIMULATIONS = [
-    (("--backend", "loihi"), 2, "torch, emulator, lava are allowed"),
-    (("--compare", ","), 2, "torch, emulator, lava are allowed"),
+    (("--backend", "loihi"), 2, "torch, emulator, lava, brian2 are allowed"),
+    (("--compare", ","), 2, "torch, emulator, lava, brian2 are allowed"),
     (("--sets", "task9"), 2, "there are task0"),
     (("--samples", 0), 2, "samples=0"),
     (("--states", "i"), 2, "u, v are allowed"),

@@ -88,6 +88,7 @@ PUBLIC = [
     "simulate",
     "split_classes",
     "step",
+    "to_brian2",
     "write_report",
 ]
 HEAVY = {

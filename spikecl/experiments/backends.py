@@ -10,6 +10,9 @@ from typing import Any
 import nir
 import numpy as np
 import torch
+from spikecl_hardware.brian2 import library as brian2
+from spikecl_hardware.brian2.graphs import described
+from spikecl_hardware.brian2.run import run as run_brian2
 from spikecl_hardware.graph import Meta, checksum, read
 from spikecl_hardware.loihi import lava
 from spikecl_hardware.loihi.decode import logits
@@ -27,6 +30,9 @@ from spikecl.interop.nir_in import from_nir
 from spikecl.networks import Network
 from spikecl.registry import ENCODINGS
 from spikecl.streams import Stream
+
+FLOATS = ("torch", "brian2")
+"""Backends that run a graph, in floating point."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class Loaded:
     device: torch.device
     lava_options: Lava
     states: tuple[str, ...]
+    graph: nir.NIRGraph | None = None
+    target: str = "numpy"
 
     @classmethod
     def read(
@@ -60,35 +68,52 @@ class Loaded:
         device: str,
         options: Lava,
         states: tuple[str, ...],
+        target: str = "numpy",
     ) -> Loaded:
-        """Return a program or graph; HardwareError where it cannot run on a backend."""
+        """Return a program or graph; HardwareError where it cannot run on a backend.
+
+        ``torch`` and ``brian2`` run floats: the graph itself, or the one that lies beside a program
+        of integers.
+        """
         if device not in ("cpu", "cuda"):
             raise UsageError(f"device {device!r}; cpu or cuda are allowed")
         arrays = TorchArrays(device) if "emulator" in backends or device == "cuda" else NUMPY
         program, graph = None, None
         if path.suffix == ".nir":
             graph = read(path)
-            if others := [b for b in backends if b != "torch"]:
+            if others := [b for b in backends if b not in FLOATS]:
                 raise HardwareError(
                     f"{path}: a graph of floats does not run on {', '.join(others)}; make a "
                     "program of it with 'spikecl export RUN --to loihi'"
                 )
         else:
             program = Program.load(path)
-            if "torch" in backends:
+            if set(FLOATS) & set(backends):
                 graph = _graph_beside(path, program)
         meta = Meta.of(graph) if graph is not None else _meta(path, program)
         network, shape = None, () if program is None else program.input_shape
         if graph is not None:
             network = from_nir(graph).to(device)
+            if "brian2" in backends:
+                brian2.checked(target)
+                described(graph)
             shape = tuple(int(n) for n in graph.nodes["input"].input_type["input"])
-        return cls(meta, program, network, shape, arrays, torch.device(device), options, states)
+        place = torch.device(device)
+        return cls(meta, program, network, shape, arrays, place, options, states, graph, target)
+
+    def answers(self, record: Record) -> np.ndarray[Any, Any]:
+        """Return the answers [B] of a backend that runs the graph."""
+        assert self.network is not None
+        made = self.network.decode(torch.from_numpy(np.asarray(record.outputs)))
+        return np.asarray(np.argmax(made.numpy(), axis=1))
 
     def run(self, backend: str, x: torch.Tensor) -> tuple[Record, np.ndarray[Any, Any]]:
         """Return what a backend did with encoded input, and its logits."""
         x = as_input(x, self.shape)
         if backend == "torch":
             return self._float(x)
+        if backend == "brian2":
+            return self._brian2(x)
         assert self.program is not None
         whole = quantise_input(self.program, x.cpu().numpy())
         if backend == "emulator":
@@ -97,6 +122,12 @@ class Loaded:
             record = lava.run(self.program, whole, states=self.states, **asdict(self.lava_options))
         notes = {**record.notes, "cut": {INPUT: cut(self.program, x.cpu().numpy())}}
         return replace(record, notes=notes), logits(record.outputs, self.program.readout)
+
+    @torch.no_grad()
+    def _brian2(self, x: torch.Tensor) -> tuple[Record, np.ndarray[Any, Any]]:
+        assert self.graph is not None and self.network is not None
+        record = run_brian2(self.graph, x.cpu().numpy(), target=self.target, states=self.states)
+        return record, self.network.decode(torch.from_numpy(record.outputs)).numpy()
 
     @torch.no_grad()
     def _float(self, x: torch.Tensor) -> tuple[Record, np.ndarray[Any, Any]]:

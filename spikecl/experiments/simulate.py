@@ -10,20 +10,21 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from spikecl_hardware import energy
+from spikecl_hardware.brian2.run import FALLBACK
 from spikecl_hardware.loihi.emulator import STATES
 from spikecl_hardware.loihi.operations import Counts, count, estimate, estimate_rows
 from spikecl_hardware.record import Record
-from spikecl_hardware.report import Report, compare
+from spikecl_hardware.report import Layer, Outputs, Report, compare, difference
 
 from spikecl.errors import UsageError
-from spikecl.experiments.backends import Lava, Loaded, data_of
+from spikecl.experiments.backends import FLOATS, Lava, Loaded, data_of
 from spikecl.experiments.export import hardware_errors
 from spikecl.experiments.trained import TaskData
 from spikecl.storage import write_json, writing
 from spikecl.streams import Stream
 
-Backend = Literal["torch", "emulator", "lava"]
-BACKENDS = ("torch", "emulator", "lava")
+Backend = Literal["torch", "emulator", "lava", "brian2"]
+BACKENDS = ("torch", "emulator", "lava", "brian2")
 BATCH = 250
 LAVA_SAMPLES = 20
 COMPARED = 50
@@ -57,6 +58,11 @@ class Simulation:
     results: dict[str, dict[str, Result]]
     comparisons: dict[str, Report] = field(default_factory=dict)
     records: dict[str, dict[str, Record]] = field(default_factory=dict)
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether Brian2 ran without the compiler that its target needs."""
+        return any(FALLBACK in r.notes for found in self.results.values() for r in found.values())
 
     def accuracies(self, backend: str) -> list[float]:
         """Return the accuracy of each test set."""
@@ -123,24 +129,27 @@ def simulate(
     device: str = "cpu",
     states: Sequence[str] = (),
     lava_options: Lava | None = None,
+    target: str = "numpy",
     keep: bool = False,
     show: Progress | None = None,
 ) -> Simulation:
     """Run an exported network on its test data.
 
     Args:
-        file: A Loihi program (``.h5``), or a NIR graph (``.nir``) for the backend ``torch``.
-        backends: ``torch`` is the float simulation of the graph, ``emulator`` the integers on
-            numpy (on tensors where ``device`` is ``cuda`` or there is a compiler), ``lava`` Lava.
-            With several, the first is the reference that the others are compared with.
+        file: A Loihi program (``.h5``), or a NIR graph (``.nir``) for ``torch`` and ``brian2``.
+        backends: ``torch`` and ``brian2`` are float simulations of the graph (of a program, the one
+            beside it), ``emulator`` the integers on numpy (on tensors where ``device`` is ``cuda``
+            or there is a compiler), ``lava`` Lava. With several, the first is the reference that
+            the others are compared with.
         sets: Test sets by name; by default all of the stream.
-        samples: Samples of each set; by default all, 20 for Lava.
+        samples: Samples of each set; by default all, 20 for Lava, 250 for Brian2.
         data: Another data set than the one in the file, of the same shape.
         data_dir: Folder with data sets.
         stream: Test sets of your own, or of a run that was made from Python objects.
         device: Of ``torch`` and ``emulator``.
         states: ``u``, ``v`` or both, to be kept in the records.
         lava_options: How Lava is run.
+        target: What Brian2 makes of the equations: ``numpy``, ``cython``, ``cpp_standalone``.
         keep: Whether the records of the first samples of each set are returned.
         show: Called with a backend, samples done and samples in all.
 
@@ -156,14 +165,15 @@ def simulate(
     if samples is not None and samples < 1:
         raise UsageError(f"samples={samples}; 1 or more are allowed")
     with hardware_errors():
-        loaded = Loaded.read(path, backends, device, lava_options or Lava(), tuple(states))
+        lava_options = lava_options or Lava()
+        loaded = Loaded.read(path, backends, device, lava_options, tuple(states), target)
         folder = None if data_dir is None else Path(data_dir)
         tests = data_of(loaded.meta, stream, data, folder)
         chosen = tests.sets if sets is None else list(sets)
         if not chosen or set(chosen) - set(tests.sets):
             raise UsageError(f"test sets {chosen}; there are {', '.join(tests.sets)}")
-        if samples is None and "lava" in backends:
-            samples = LAVA_SAMPLES
+        if samples is None and {"lava", "brian2"} & set(backends):
+            samples = LAVA_SAMPLES if "lava" in backends else BATCH
         found: dict[str, dict[str, Result]] = {}
         reports: dict[str, Report] = {}
         records: dict[str, dict[str, Record]] = {}
@@ -172,8 +182,8 @@ def simulate(
             for backend in backends:
                 run = _run_set(loaded, backend, tests, name, samples, show)
                 found[name][backend], first[backend], labels = run
-            if len(backends) > 1 and loaded.program is not None:
-                reports[name] = compare(loaded.program, list(first.values()), labels=labels)
+            if len(backends) > 1:
+                reports[name] = _compared(loaded, list(first.values()), labels)
             if keep:
                 records[name] = first
     return Simulation(path, found, reports, records)
@@ -207,13 +217,48 @@ def _run_set(
         if first is None:
             first = _cut(record)
             labels = batch.y[:COMPARED].numpy()
-            if loaded.program is not None and backend != "torch":
+            if loaded.program is not None and backend not in FLOATS:
                 counts = count(loaded.program, first)
         done += len(batch.y)
         if show is not None:
             show(f"{name} {backend}", done, total)
     assert first is not None
     return Result(done, hits / max(done, 1), rates, notes, counts), first, labels
+
+
+def _compared(loaded: Loaded, records: Sequence[Record], labels: np.ndarray[Any, Any]) -> Report:
+    """Return where records differ from the first; those of a graph have no delays to align."""
+    if loaded.program is not None:
+        return compare(loaded.program, records, labels=labels)
+    layers = [
+        _layer(record, name, records[0].spikes[name] if i else None)
+        for name in records[0].spikes
+        if all(name in record.spikes for record in records)
+        for i, record in enumerate(records)
+    ]
+    answers = [loaded.answers(record) for record in records]
+    outputs = [
+        Outputs(
+            record.backend,
+            float(np.mean(own == answers[0])) if i else None,
+            float(np.mean(own == labels)),
+        )
+        for i, (record, own) in enumerate(zip(records, answers, strict=True))
+    ]
+    return Report(len(labels), tuple(layers), tuple(outputs))
+
+
+def _layer(record: Record, name: str, reference: np.ndarray[Any, Any] | None) -> Layer:
+    spikes = record.spikes[name]
+    return Layer(
+        backend=record.backend,
+        population=name,
+        neurons=int(np.prod(spikes.shape[2:])),
+        rate=record.rates[name],
+        silent=int((~(spikes != 0).any((0, 1))).sum()),
+        notes={},
+        difference=None if reference is None else difference(reference, spikes),
+    )
 
 
 def _cut(record: Record) -> Record:

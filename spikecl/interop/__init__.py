@@ -4,6 +4,7 @@ No library is imported before it is needed.
 """
 
 from spikecl.errors import InteropError
+from spikecl.interop.brian2_out import to_brian2
 from spikecl.interop.nir_in import from_nir
 from spikecl.interop.nir_out import first_difference, to_nir
 from spikecl.interop.norse_in import from_norse
@@ -23,6 +24,7 @@ __all__ = [
     "from_nir",
     "from_norse",
     "from_snntorch",
+    "to_brian2",
     "to_nir",
     "to_norse",
     "to_snntorch",

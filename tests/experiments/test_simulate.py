@@ -214,8 +214,8 @@ def test_runs_from_python_objects_with_their_stream(folder, tmp_path):
 
 
 REFUSED = [
-    ({"backends": ["emu"]}, UsageError, r"\['emu'\]; torch, emulator, lava are allowed"),
-    ({"backends": []}, UsageError, "torch, emulator, lava are allowed, each once"),
+    ({"backends": ["emu"]}, UsageError, r"\['emu'\]; torch, emulator, lava, brian2 are allowed"),
+    ({"backends": []}, UsageError, "torch, emulator, lava, brian2 are allowed, each once"),
     ({"backends": ["torch", "torch"]}, UsageError, "each once"),
     ({"sets": ["x"]}, UsageError, r"test sets \['x'\]; there are task0"),
     ({"sets": []}, UsageError, "there are task0"),
