@@ -323,7 +323,7 @@ def hardware_setup() -> None:
     """Install Lava beside this environment (once), so that programs run on it."""
     from spikecl_hardware.loihi.lava import setup
 
-    from spikecl.experiments.export import hardware_errors
+    from spikecl.interop.boundary import hardware_errors
 
     with hardware_errors():
         out.print(str(setup()), soft_wrap=True)
@@ -393,6 +393,11 @@ def _show_run(record: RunRecord, as_json: bool) -> None:
     matrix = record.matrix()
     rows = [[event, *map(_percent, row)] for event, row in zip(events, matrix, strict=True)]
     _print_table(_ends(rows), _ends_of(["accuracy %", *sets]))
+    if tasks := record.tasks():
+        cells = [["–" if v is None else str(_short(v)) for v in row.values()] for row in tasks]
+        _print_table(_ends(cells), list(tasks[0]))
+        for table, told in record.cost["tasks"]["tables"].items():
+            out.print(f"energy, {table}: an estimate; {told['source']}", soft_wrap=True)
     if "geometry" in str(summary["method"]).split("+"):
         _show_geometry(record)
     out.print(f"record: {record.path}", soft_wrap=True)

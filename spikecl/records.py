@@ -105,6 +105,11 @@ class RunRecord:
         """Bytes, operations and energy estimate of a finished run."""
         return dict(read_json(self.path / "cost.json"))
 
+    def tasks(self) -> list[dict[str, Any]]:
+        """Return operations and the energy estimate of each event, in rows for a table."""
+        found = self.cost.get("tasks", {})
+        return list(found["rows"]) if isinstance(found, dict) and found else []
+
     def matrix(self, kind: str | None = None) -> NDArray[np.float64]:
         """Return the accuracy matrix; ``kind`` is ``aware`` or ``agnostic``, else the run's own."""
         table = read_json(self.path / "matrix.json")
@@ -176,15 +181,21 @@ def select_runs(given: Sequence[str], runs_dir: Path) -> list[RunRecord]:
     return selected
 
 
+def event_name(event: int, exports: Sequence[int] = ()) -> str:
+    """Return what an event is called in tables."""
+    return "export" if event in exports else f"event{event}"
+
+
 def matrix_table(
     aware: NDArray[np.float64],
     agnostic: NDArray[np.float64],
     *,
     columns: list[str],
     chosen: str,
+    exports: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Return the content of ``matrix.json``; entries not measured are ``null``."""
-    rows = ["untrained", *(f"event{i}" for i in range(len(aware) - 1))]
+    rows = ["untrained", *(event_name(i, exports) for i in range(len(aware) - 1))]
 
     def plain(values: NDArray[np.float64]) -> list[list[float | None]]:
         return [[None if np.isnan(v) else float(v) for v in row] for row in values]

@@ -137,12 +137,22 @@ def _run(record: RunRecord) -> dict[str, Any]:
         "environment": dict(_flat(run["environment"])),
         "cost": {
             **dict(_flat({key: summary[key] for key in ("wall_s", "cpu_s")})),
-            **dict(_flat({key: value for key, value in cost.items() if key != "format_version"})),
+            **dict(_flat({k: v for k, v in cost.items() if k not in ("format_version", "tasks")})),
         },
+        "tasks": _tasks(record),
         "hardware": _hardware(record),
         "revealed": run["reveal"],
         "fingerprint": run["stream_fingerprint"],
     }
+
+
+def _tasks(record: RunRecord) -> dict[str, Any] | None:
+    """Return operations and energy by event, with where the prices come from."""
+    rows = record.tasks()
+    if not rows:
+        return None
+    told = record.cost["tasks"]
+    return {"note": told["note"], "table": _table(rows), "sources": told["tables"]}
 
 
 def _geometry(record: RunRecord) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from spikecl.components import component
-from spikecl.continual.method import Context, Method, MethodSpec
+from spikecl.continual.method import Context, Lateral, Method, MethodSpec
 from spikecl.errors import PairingError
 from spikecl.streams import LearnerView, Reveal
 
@@ -22,6 +22,7 @@ class Finetune(MethodSpec):
     """
 
     needs: ClassVar[Reveal] = Reveal.NONE
+    offers: ClassVar[frozenset[str]] = frozenset({"export"})
     restart: bool = False
 
     def start(self, context: Context) -> Method:
@@ -42,3 +43,9 @@ class _Restart(Method):
 
     def begin(self, view: LearnerView) -> None:
         self._context.host.restart()
+
+    def travels(self) -> Lateral:
+        raise PairingError(
+            "method 'finetune' with restart=true begins anew at each boundary, which a network "
+            "that was exported cannot; use restart=false"
+        )

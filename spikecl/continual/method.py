@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,6 +60,18 @@ class Context:
     settles: bool = False
     before: tuple[Method, ...] = ()
     host: Host = field(default_factory=Nobody)
+
+
+class Lateral(NamedTuple):
+    """Lateral weights that travel along when a network is exported.
+
+    Args:
+        rows: Rows [k, n] by synapse, orthonormal: what updates have to stay out of.
+        more: From an experience (0: the first one after the export) to new rows by synapse.
+    """
+
+    rows: Mapping[str, Tensor]
+    more: Callable[[int], Mapping[str, int]]
 
 
 class Method:
@@ -148,6 +160,10 @@ class Method:
         """Adapt to an encoded unlabelled batch and return its logits."""
         raise NotImplementedError
 
+    def travels(self) -> Lateral:
+        """Return what goes along when the network is exported; nothing, by default."""
+        return Lateral({}, lambda experience: {})
+
     def report(self) -> dict[str, object]:
         """Return JSON values for the record of the event that just ended."""
         return {}
@@ -169,7 +185,8 @@ class MethodSpec(ABC):
 
     ``needs``: what the stream must reveal, ``needs_to_unlearn``: and what where it has unlearning
     requests. ``phase``: when the hooks run. ``slot``: two methods of
-    one slot exclude each other. ``offers``: the event kinds it can handle beside learning.
+    one slot exclude each other. ``offers``: the event kinds it can handle beside learning
+    (``unlearn``, ``adapt``; ``export``: learning goes on on the chip, see :meth:`Method.travels`).
     """
 
     __slots__ = ()

@@ -24,7 +24,8 @@ from spikecl_hardware.record import Record
 from spikecl.components import from_table
 from spikecl.encoding.encoders import InputStatistics
 from spikecl.errors import HardwareError, UsageError
-from spikecl.experiments.trained import TaskData, as_input
+from spikecl.experiments.trained import TaskData
+from spikecl.interop.boundary import as_input
 from spikecl.interop.loihi import TorchArrays
 from spikecl.interop.nir_in import from_nir
 from spikecl.networks import Network

@@ -23,7 +23,7 @@ from spikecl.data import Frames
 from spikecl.encoding import Encoder, Loss
 from spikecl.errors import ConfigError, suggest
 from spikecl.kernels import Kernels
-from spikecl.learner import TrainPlan
+from spikecl.learner import ExportPlan, TrainPlan
 from spikecl.networks import NetworkSpec
 from spikecl.optim import OptimiserSpec
 from spikecl.registry import (
@@ -107,6 +107,9 @@ FIXED: dict[str, type[Any]] = {
     "checkpoint": CheckpointPolicy,
     "kernels": Kernels,
 }
+OPTIONAL: dict[str, type[Any]] = {"export": ExportPlan}
+"""Sections that are there or not; those that are not there are not part of a run's identity."""
+
 CHOICES: dict[str, Choice] = {
     "stream": Choice(STREAMS, "permuted", ("experiences", "old_data")),
     "network": Choice(NETWORKS, "spiking_mlp", ("hidden", "neuron")),
@@ -134,6 +137,7 @@ class Config:
     checkpoint: CheckpointPolicy
     kernels: Kernels
     methods: tuple[MethodSpec, ...]
+    export: ExportPlan | None = None
 
     def table(self) -> dict[str, Any]:
         """Return the table that rebuilds this configuration, defaults filled in."""
@@ -143,7 +147,8 @@ class Config:
             names = [choice.registry.name_of(type(part)) for part in parts]
             table[section] = {"name": names if section == "method" else names[0]}
             table[section] |= {n: to_table(part) for n, part in zip(names, parts, strict=True)}
-        return table
+        given = {name: getattr(self, name) for name in OPTIONAL}
+        return table | {name: to_table(each) for name, each in given.items() if each is not None}
 
     def identity(self) -> dict[str, Any]:
         """Return the part of the table that a run's results depend on (the seed aside)."""
@@ -189,7 +194,7 @@ def apply_override(table: dict[str, Any], override: str) -> None:
 
 def parse_config(table: Mapping[str, Any]) -> Config:
     """Check a table of sections and return the configuration."""
-    known = {*FIXED, *CHOICES}
+    known = {*FIXED, *CHOICES, *OPTIONAL}
     for section, value in table.items():
         if section not in known:
             raise ConfigError(f"unknown section [{section}]{suggest(section, known)}")
@@ -198,11 +203,12 @@ def parse_config(table: Mapping[str, Any]) -> Config:
     made: dict[str, Any] = {
         name: from_table(cls, table.get(name, {}), name) for name, cls in FIXED.items()
     }
+    made |= {n: from_table(cls, table[n], n) for n, cls in OPTIONAL.items() if n in table}
     for section in CHOICES:
         made[section] = _choose(section, table.get(section, {}))
     methods = made.pop("method")
     check_slots(methods)
-    return Config(**{k: v if k in FIXED else v[0] for k, v in made.items()}, methods=methods)
+    return Config(**{k: v[0] if k in CHOICES else v for k, v in made.items()}, methods=methods)
 
 
 def _choose(section: str, table: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -259,7 +265,7 @@ def config_schema() -> dict[str, Any]:
     def one(cls: type[Any]) -> dict[str, Any]:
         return dict(TypeAdapter(cls).json_schema(ref_template="#/$defs/{model}"))
 
-    sections: dict[str, Any] = {name: one(cls) for name, cls in FIXED.items()}
+    sections: dict[str, Any] = {name: one(cls) for name, cls in (FIXED | OPTIONAL).items()}
     for section, choice in CHOICES.items():
         names = choice.registry.names()
         schemas = {name: one(choice.registry.get(name)) for name in names}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, replace
 from typing import Any
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from spikecl_hardware.energy import (
     FLOAT32_45NM,
+    LOIHI,
+    LOIHI_PJ,
     Layer,
     Operations,
     conv2d,
@@ -26,6 +28,56 @@ from spikecl.networks.network import count_parameters
 from spikecl.neurons import State
 from spikecl.neurons.neuron import leaves
 from spikecl.records import FORMAT_VERSION
+
+TASKS_NOTE = (
+    "estimates: operations counted, priced by published figures. Floats: the forward passes of "
+    "training alone, at the rates of the event's end. Chip: runs, replays and changes of weights"
+)
+CHIP = replace(
+    LOIHI,
+    name="Loihi, 14 nm, learning",
+    assumption=f"{LOIHI.assumption}; a change of a synapse as one of pairwise STDP",
+)
+
+
+def event_cost(learner: Learner, batch: torch.Tensor, name: str) -> dict[str, Any]:
+    """Return what the event that just ended took to learn, as a row of ``cost.json``.
+
+    Args:
+        learner: At the end of the event.
+        batch: Encoded samples, that the network's operations are counted on.
+        name: What the event is called.
+    """
+    row: dict[str, Any] = {"event": name, "samples": learner.samples_of_event}
+    counts: tuple[float | None, ...]
+    if learner.chip is not None:
+        made = learner.chip.operations
+        picojoules = (
+            made.synaptic_events * CHIP.ac_pj
+            + made.neuron_updates * CHIP.membrane_update_pj
+            + made.synaptic_updates * LOIHI_PJ["synaptic update (pairwise STDP)"]
+        )
+        counts = (made.synaptic_events, made.neuron_updates, made.synaptic_updates)
+        table = CHIP
+    else:
+        each, _ = count_operations(learner.network, batch)
+        n, table = learner.samples_of_event, FLOAT32_45NM
+        synaptic = each.effective_macs + each.effective_acs
+        counts = (synaptic * n, each.membrane_updates * n, None)
+        picojoules = estimate(each, table).total_pj * n
+    names = ("synaptic operations", "neuron updates", "synaptic updates")
+    priced = {"energy uJ (estimate)": picojoules / 1e6, "table": table.name}
+    return {**row, **dict(zip(names, counts, strict=True)), **priced}
+
+
+def tasks_cost(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return rows of events with the sources of their tables."""
+    used = [table for table in (FLOAT32_45NM, CHIP) if any(r["table"] == table.name for r in rows)]
+    return {
+        "note": TASKS_NOTE,
+        "rows": list(rows),
+        "tables": {t.name: {"source": t.source, "assumption": t.assumption} for t in used},
+    }
 
 
 def measure_cost(learner: Learner, batch: torch.Tensor) -> dict[str, Any]:

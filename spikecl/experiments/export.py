@@ -11,15 +11,15 @@ from typing import Any, Literal, NamedTuple
 import nir
 import numpy as np
 import torch
-from spikecl_hardware.graph import GraphError, Meta, checksum, write
+from spikecl_hardware.graph import Meta, checksum, write
 from spikecl_hardware.loihi import limits, netx
-from spikecl_hardware.loihi.lava import LavaError
-from spikecl_hardware.loihi.program import Program, ProgramError
+from spikecl_hardware.loihi.program import Program
 from spikecl_hardware.loihi.quantise import SEARCH, Options, quantise
 
-from spikecl.errors import HardwareError, UsageError
+from spikecl.errors import UsageError
 from spikecl.experiments.result import RunResult
-from spikecl.experiments.trained import Trained, as_input
+from spikecl.experiments.trained import Trained
+from spikecl.interop.boundary import as_input, hardware_errors
 from spikecl.interop.loihi_networks import program_of
 from spikecl.interop.nir_out import to_nir
 from spikecl.networks import Layer, Network
@@ -188,15 +188,6 @@ def _place(path: Path) -> Iterator[None]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
-
-
-@contextlib.contextmanager
-def hardware_errors() -> Iterator[None]:
-    """Raise what the hardware distribution refuses as an error of this one."""
-    try:
-        yield
-    except (GraphError, ProgramError, LavaError, netx.NetxError, FileNotFoundError) as error:
-        raise HardwareError(str(error)) from None
 
 
 def _meta_of(meta: Meta | None, calibration: torch.Tensor | None) -> Meta:

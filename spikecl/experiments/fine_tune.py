@@ -11,9 +11,10 @@ from spikecl_hardware.graph import Meta
 from spikecl_hardware.loihi.quantise import Options, quantise
 
 from spikecl.errors import Interrupted, UsageError
-from spikecl.experiments.export import CALIBRATE, hardware_errors, is_whole
+from spikecl.experiments.export import CALIBRATE, is_whole
 from spikecl.experiments.runner import run
-from spikecl.experiments.trained import Trained, as_input, job_of
+from spikecl.experiments.trained import Trained, job_of
+from spikecl.interop.boundary import as_input, hardware_errors
 from spikecl.interop.loihi_networks import quantised
 from spikecl.interop.nir_out import to_nir
 from spikecl.networks import Network

@@ -22,7 +22,7 @@ from spikecl.errors import ConfigError, KernelError, UsageError
 from spikecl.experiments.config import CheckpointPolicy, Config, DataOptions
 from spikecl.experiments.environment import choose_device
 from spikecl.kernels import AUTO, Kernels
-from spikecl.learner import Heads, Learner, TrainPlan
+from spikecl.learner import ExportPlan, Heads, Learner, TrainPlan
 from spikecl.learner.pairing import check_time
 from spikecl.learner.plan import Initial
 from spikecl.networks import Network, NetworkSpec
@@ -63,13 +63,14 @@ class Job:
     loss: Loss = CrossEntropy()
     kernels: Kernels | None = None
     initial: Initial = "drawn"
+    export: ExportPlan | None = None
 
     @classmethod
     def from_config(cls, config: Config, *, data_dir: Path | None) -> Job:
         """Load the data and make the stream of a configuration."""
         data = chosen_data(config.data, data_dir)
         return cls(
-            stream=config.stream.make(data, config.run.seed),
+            stream=exported(config.stream.make(data, config.run.seed), config.export),
             network=config.network,
             encoder=config.encoding,
             trainer=config.trainer,
@@ -83,6 +84,7 @@ class Job:
             config=config.table(),
             loss=config.loss,
             kernels=config.kernels,
+            export=config.export,
         )
 
     def learner(self) -> Learner:
@@ -106,6 +108,7 @@ class Job:
             loss=self.loss,
             head=self.head,
             initial=self.initial,
+            export=self.export,
         )
         check_shapes(learner)
         learner.prepare()
@@ -168,6 +171,7 @@ class Job:
             "device": self.device,
             "seed": self.seed,
             "stream": self.stream.fingerprint(),
+            **({} if self.export is None else {"export": to_table(self.export)}),
         }
 
     def run_id(self) -> str:
@@ -183,6 +187,11 @@ class Job:
     def chosen_matrix(self) -> str:
         """Which accuracy is the run's own: task-aware where the task is revealed."""
         return "aware" if Reveal.TASK_ID_EVAL in self.stream.reveal else "agnostic"
+
+
+def exported(stream: Stream, plan: ExportPlan | None) -> Stream:
+    """Return a stream with the export that a plan asks for."""
+    return stream if plan is None else stream.exported(plan.after)
 
 
 def chosen_data(options: DataOptions, data_dir: Path | None) -> Data:

@@ -14,22 +14,22 @@ from spikecl.continual import Finetune, MethodSpec
 from spikecl.encoding import CrossEntropy, Direct, Encoder, Loss
 from spikecl.errors import Interrupted, RunError, UsageError
 from spikecl.experiments.config import CheckpointPolicy, Config, parse_config
-from spikecl.experiments.cost import measure_cost
+from spikecl.experiments.cost import event_cost, measure_cost, tasks_cost
 from spikecl.experiments.directory import RunDirectory
 from spikecl.experiments.environment import check_format, check_same, describe
-from spikecl.experiments.job import Job, first_batch
+from spikecl.experiments.job import Job, exported, first_batch
 from spikecl.experiments.progress import Show, Tracker
 from spikecl.experiments.result import RunResult
 from spikecl.kernels import Kernels, keep_freed_memory
-from spikecl.learner import Learner, TrainPlan
+from spikecl.learner import ExportPlan, Learner, TrainPlan
 from spikecl.learner.plan import Initial
 from spikecl.networks import Network, NetworkSpec, SpikingMlp
 from spikecl.networks.network import count_parameters
 from spikecl.optim import OptimiserSpec, Sgd
-from spikecl.records import FORMAT_VERSION, RunRecord, matrix_table
+from spikecl.records import FORMAT_VERSION, RunRecord, event_name, matrix_table
 from spikecl.signals import StopRequest, stop_on_signals
 from spikecl.storage import save_state
-from spikecl.streams import Stream
+from spikecl.streams import Export, Stream
 from spikecl.trainers import Bptt, Trainer
 
 
@@ -49,6 +49,7 @@ def run(
     device: str = "cpu",
     kernels: Kernels | None = None,
     initial: Initial = "drawn",
+    export: ExportPlan | None = None,
     runs_dir: str | Path = "runs",
     show: Show | None = None,
 ) -> RunResult:
@@ -74,6 +75,7 @@ def run(
         kernels: How layers are computed; ``None`` is as the network says (``auto``).
         initial: ``"given"`` goes on from the weights of a network that is handed in; otherwise
             they are drawn.
+        export: Where in the stream the network is exported, and how the chip goes on learning.
         runs_dir: Where run directories go.
         show: Called with a :class:`Progress` now and then.
 
@@ -91,7 +93,7 @@ def run(
         (3, 2)
     """
     job = Job(
-        stream=stream,
+        stream=exported(stream, export),
         network=network or SpikingMlp(),
         encoder=encoder or (encoding.Sequence() if stream.temporal else Direct()),
         loss=loss or CrossEntropy(),
@@ -105,6 +107,7 @@ def run(
         device=device,
         kernels=kernels,
         initial=initial,
+        export=export,
     )
     if initial not in ("drawn", "given") or (
         initial == "given" and not isinstance(network, Network)
@@ -205,8 +208,13 @@ def _drive(
     """Let the learner run; save at events, every n steps, and when asked to stop."""
     every, keep = job.checkpoint.every_steps, job.checkpoint.keep
     tracker = Tracker(directory.path.name, learner, show)
+    batch, exports = first_batch(learner), exports_of(job.stream)
     for tick in learner.ticks():
         directory.steps.append(tick.rows)
+        ended = tick.position.event - 1
+        if tick.kind == "event" and learner.samples_of_event:
+            made = event_cost(learner, batch, event_name(ended, exports))
+            directory.steps.append([{"event": ended, "phase": COST, "value": made}])
         if tick.kind != "step":
             directory.note_time(tick.position.event, tick.position.samples)
             tracker.update()
@@ -234,10 +242,16 @@ def _finish(job: Job, learner: Learner, directory: RunDirectory) -> None:
             agnostic.values,
             columns=list(job.stream.eval_sets),
             chosen=job.chosen_matrix,
+            exports=exports_of(job.stream),
         ),
     )
     cost = measure_cost(learner, first_batch(learner))
-    directory.write("cost.json", cost)
+    events = [row["value"] for row in RunRecord(directory.path).steps() if row["phase"] == COST]
+    directory.write("cost.json", {**cost, "tasks": tasks_cost(events)})
+    if learner.chip is not None:
+        (directory.path / "export").mkdir(exist_ok=True)
+        name = f"{directory.path.name}.h5"
+        learner.chip.named(job.config).save(directory.path / "export" / name)
     network = learner.network
     save_state(directory.path / "weights", {**network.weights(), **network.statistics()})
     directory.set_status("finished")
@@ -259,6 +273,14 @@ def _finish(job: Job, learner: Learner, directory: RunDirectory) -> None:
             "cpu_s": cpu,
         },
     )
+
+
+COST = "cost"
+
+
+def exports_of(stream: Stream) -> list[int]:
+    """Return the places of exports in a stream."""
+    return [event.index for event in stream if isinstance(event, Export)]
 
 
 def _run_json(job: Job, environment: Mapping[str, Any]) -> dict[str, Any]:

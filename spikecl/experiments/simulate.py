@@ -18,8 +18,8 @@ from spikecl_hardware.report import Layer, Outputs, Report, compare, difference
 
 from spikecl.errors import UsageError
 from spikecl.experiments.backends import FLOATS, Lava, Loaded, data_of
-from spikecl.experiments.export import hardware_errors
 from spikecl.experiments.trained import TaskData
+from spikecl.interop.boundary import hardware_errors
 from spikecl.storage import write_json, writing
 from spikecl.streams import Stream
 

@@ -11,13 +11,14 @@ import torch
 from spikecl_hardware.graph import Meta
 from torch import Tensor
 
-from spikecl.components import from_table, to_table
+from spikecl.components import from_table
 from spikecl.encoding import Encoder
 from spikecl.encoding.encoders import InputStatistics
 from spikecl.errors import RunError, UsageError
 from spikecl.experiments.config import parse_config
 from spikecl.experiments.job import Job
 from spikecl.experiments.result import RunResult
+from spikecl.interop.meta import meta_of, together
 from spikecl.learner import Heads
 from spikecl.learner.learner import first_statistics
 from spikecl.networks import Network
@@ -119,8 +120,7 @@ class TaskData:
             picked = np.linspace(0, len(loaded) - 1, min(each, len(loaded))).astype(int)
             rows = torch.from_numpy(picked)
             parts.append(self.encode(loaded.take(rows).x, "calibrate", event.index))
-        whole = torch.cat([part[:1] if part.stride(0) == 0 else part for part in parts], dim=1)
-        return whole.expand(len(parts[0]), *whole.shape[1:])
+        return together(parts)
 
     def encode(self, x: Tensor, name: str, event: int, step: int = 0) -> Tensor:
         """Return samples as input over time."""
@@ -131,26 +131,14 @@ class TaskData:
 
     def meta(self, calibration: Tensor, config: Mapping[str, Any] | None = None) -> Meta:
         """Return what a file says beside the network."""
-        encoder, names = self.encoder, self.stream.class_names
-        found = [calibration[:1] if calibration.stride(0) == 0 else calibration]
-        if not encoder.random and not encoder.temporal:  # black and white, whatever was seen
-            shape = (2, *self.stream.input_shape)
-            ends = torch.tensor([0.0, 1.0]).view(2, *[1] * (len(shape) - 1)).expand(shape)
-            found.append(self.encode(ends, "calibrate", 0))
-        return Meta(
-            steps=len(calibration),
-            encoder={
-                "name": ENCODINGS.name_of(type(encoder)),
-                "options": to_table(encoder),
-                "statistics": self.statistics._asdict(),
-            },
-            input={
-                "spikes": all(bool(((x == 0) | (x == 1)).all()) for x in found),
-                "low": min(float(x.min()) for x in found),
-                "high": max(float(x.max()) for x in found),
-            },
-            classes=tuple(names) or tuple(map(str, range(self.heads.outputs))),
-            config={} if config is None else dict(config),
+        return meta_of(
+            calibration,
+            self.stream,
+            self.encoder,
+            self.statistics,
+            encode=lambda x: self.encode(x, "calibrate", 0),
+            outputs=self.heads.outputs,
+            config=config,
         )
 
 
@@ -211,19 +199,3 @@ def job_of(config: Mapping[str, Any], data_dir: Path | None) -> Job:
     """Return the job of a configuration, given as a table."""
     table = {k: dict(v) for k, v in config.items()}
     return Job.from_config(parse_config(table), data_dir=data_dir)
-
-
-def as_input(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return encoded data [T, B, *features] with the features of a file's input.
-
-    Images become rows before a dense synapse and maps [C, H, W] before a convolution.
-    """
-    if tuple(x.shape[2:]) == shape:
-        return x
-    if len(shape) == 1 and x[0, 0].numel() == shape[0]:
-        return x.flatten(2)
-    if len(shape) == 3 and tuple(x.shape[2:]) == shape[1:]:
-        return x[:, :, None]
-    if len(shape) == 3 and x.dim() == 5 and (x.shape[4], *x.shape[2:4]) == shape:
-        return x.movedim(-1, 2)
-    raise UsageError(f"data have features {list(x.shape[2:])}, the file takes {list(shape)}")

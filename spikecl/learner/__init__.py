@@ -4,10 +4,11 @@ from spikecl.learner.gradients import form_gradients
 from spikecl.learner.heads import Heads
 from spikecl.learner.learner import WINDOW, Learner, model_nbytes
 from spikecl.learner.pairing import check_pairings
-from spikecl.learner.plan import Position, Tick, TrainPlan
+from spikecl.learner.plan import ExportPlan, Position, Tick, TrainPlan
 
 __all__ = [
     "WINDOW",
+    "ExportPlan",
     "Heads",
     "Learner",
     "Position",

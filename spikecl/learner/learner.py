@@ -20,7 +20,9 @@ from spikecl.continual.host import Seen
 from spikecl.continual.method import Context, MethodSpec
 from spikecl.encoding import CrossEntropy, Encoder, InputStatistics, Loss
 from spikecl.errors import NonFiniteLossError, UsageError
+from spikecl.interop.meta import meta_of, together
 from spikecl.learner.activity import Activity
+from spikecl.learner.chip import OnChip, check_export, feedback_of
 from spikecl.learner.gradients import form_gradients, learning
 from spikecl.learner.heads import Heads
 from spikecl.learner.host import LearnerHost
@@ -37,7 +39,7 @@ from spikecl.learner.pairing import (
     check_tied,
     check_time,
 )
-from spikecl.learner.plan import Initial, Position, Tick, TrainPlan
+from spikecl.learner.plan import ExportPlan, Initial, Position, Tick, TrainPlan
 from spikecl.metrics import AccuracyMatrix
 from spikecl.networks import Network, initialise
 from spikecl.networks.build import Head
@@ -46,7 +48,17 @@ from spikecl.neurons.neuron import carry, leaves, rebuild
 from spikecl.optim import OptimiserSpec, Place
 from spikecl.seeds import Seeds
 from spikecl.storage import State, nbytes, to_device
-from spikecl.streams import Adapt, Batch, Evaluate, Experience, Loaded, Reveal, Stream, Unlearn
+from spikecl.streams import (
+    Adapt,
+    Batch,
+    Evaluate,
+    Experience,
+    Export,
+    Loaded,
+    Reveal,
+    Stream,
+    Unlearn,
+)
 from spikecl.trainers import Call, Factors, PerStep, Trainer
 
 WINDOW = 50  # steps between two looks at the loss: a look waits for the device
@@ -71,6 +83,7 @@ class Learner:
         head: Whose outputs compete.
         initial: Whether the weights of the start are ``drawn``, or those ``given`` with the
             network.
+        export: How the network is exported, where the stream says that it is.
 
     Raises:
         PairingError: A part needs what the stream hides or another part does not give; nothing was
@@ -93,6 +106,7 @@ class Learner:
         loss: Loss | None = None,
         head: Head = "single",
         initial: Initial = "drawn",
+        export: ExportPlan | None = None,
     ):
         self.loss = CrossEntropy() if loss is None else loss
         check_pairings(stream, trainer, methods)
@@ -100,6 +114,7 @@ class Learner:
         check_input(network, encoder)
         check_loss(network, self.loss)
         check_schedule(stream, optimiser)
+        check_export(stream, export, methods, self.loss, plan)
         self.heads = Heads(head, stream, device)
         self.stream, self.network, self.encoder, self.trainer = stream, network, encoder, trainer
         self.plan, self.seeds, self.device = plan, seeds, device
@@ -139,6 +154,10 @@ class Learner:
         self._state: Mapping[str, NeuronState] | None = None  # where the last batch ended
         self._saved_state: list[Tensor] = []
         self._tests: dict[str, Loaded] = {}
+        self.export = export
+        self.chip: OnChip | None = None
+        self._before = 0  # samples of earlier events
+        self._calibration: dict[str, Tensor] = {}  # samples by event, that scales are measured on
         self._steps_per_epoch = 1
         self._portion = 1.0  # of a batch's steps, that gradients are of
         self.method_bytes = 0
@@ -156,10 +175,11 @@ class Learner:
             for rows, row in zip(self._rows, self._row):
                 rows.append(row)
             self._row = [{}, {}]
-            said = self.methods.report() if self.at.event >= 0 else {}
+            said = self._said() if self.at.event >= 0 else {}
             reports = [self._record("report", name, said[name]) for name in said]
             self.at.event, self.at.stage = self.at.event + 1, "train"
             yield Tick("event", self.at, reports)
+            self._before = self.at.samples
             if self.at.event == len(self.stream):
                 return
 
@@ -176,8 +196,17 @@ class Learner:
             accuracy = self._adapt(event)
             self.at.stage = "test"  # stopped here, it does not adapt twice
             yield Tick("test", self.at, [accuracy])
+        elif isinstance(event, Export):
+            self.chip = self._exported()
+
+    def _said(self) -> Mapping[str, Mapping[str, object]]:
+        """Return what methods, or the chip, have to say after an event."""
+        return self.methods.report() if self.chip is None else {"chip": self.chip.report()}
 
     def _learn(self, event: Experience) -> Iterator[Tick]:
+        if self.chip is not None:
+            yield from self._learn_on_chip(event, self.chip)
+            return
         view = self.stream.view(event)
         first, last = self._shown_ends(event)
         boundary = Reveal.BOUNDARY in self.stream.reveal
@@ -191,6 +220,9 @@ class Learner:
         for choose in self.methods.hooks("training_set") if first else ():
             samples = choose(samples, view)
         loaded = samples.load().to(self.device)
+        if self.export is not None:
+            each = -(-self.export.calibrate // self.export.after)
+            self._calibration[str(event.index)] = evenly(loaded, each)
         for epoch in range(self.at.epoch, self.plan.epochs):
             yield from self._epoch(loaded, epoch)
             for end_epoch in self.methods.hooks("end_epoch") if boundary else ():
@@ -209,6 +241,69 @@ class Learner:
             end(view)
         self.method_bytes = max(self.method_bytes, self.methods.nbytes())
 
+    def _learn_on_chip(self, event: Experience, chip: OnChip) -> Iterator[Tick]:
+        self.heads.begin(event)
+        if self.at.epoch == self.at.step == 0:
+            chip.begin()
+        loaded = self.stream.view(event).samples.load().to(self.device)
+        for epoch in range(self.at.epoch, self.plan.epochs):
+            yield from self._epoch(loaded, epoch)
+            self.at.epoch, self.at.step = epoch + 1, 0
+            yield Tick("epoch", self.at, [])
+        chip.end()
+        self.method_bytes = max(self.method_bytes, chip.nbytes())
+
+    def _chip_step(self, batch: Batch, epoch: int, step: int) -> None:
+        self.heads.show(batch)
+
+        def errors(outputs: Tensor) -> Tensor:
+            assert batch.y is not None
+            with torch.enable_grad():
+                outputs = outputs.detach().requires_grad_()
+                loss = self.loss(self.heads.train(outputs, batch), batch.y)
+                (gradient,) = torch.autograd.grad(loss, [outputs])
+            self._losses[step % WINDOW] += loss.detach()
+            return -len(outputs) * gradient
+
+        assert self.chip is not None and batch.y is not None
+        outputs = self.chip.learn(
+            self._encode(batch.x, "encode", self.at.event, epoch, step), errors
+        )
+        self._correct += _hits(self.heads.train(outputs, batch), batch.y)
+        self._seen += len(batch.y)
+
+    def _exported(self, calibration: Tensor | None = None) -> OnChip:
+        """Return the network on the chip, with what its methods and trainer take along."""
+        assert self.export is not None
+
+        def encode(x: Tensor, place: int) -> Tensor:
+            return self._encode(x.to(self.device), "calibrate", place, 0, 0)
+
+        kept = self._calibration if calibration is None else {"0": calibration}
+        seen = together([encode(x, int(place)) for place, x in kept.items()])
+        travels = [method.travels() for method in self.methods.methods.values()]
+        return OnChip(
+            self.export,
+            self.network,
+            seen,
+            lateral=next((found for found in travels if found.rows), travels[0]),
+            feedback=feedback_of(
+                self.export, self.network, self._variables, self.seeds, seen[:, :1]
+            ),
+            rate=self.export.rate or self._optimiser_spec.lr,
+            batch=self.plan.batch,
+            seed=self.seeds.derive("chip") & 0xFFFFFFFF,
+            meta=meta_of(
+                seen,
+                self.stream,
+                self.encoder,
+                self.statistics,
+                encode=lambda x: encode(x, 0),
+                outputs=self.heads.outputs,
+            ),
+            device=self.device,
+        )
+
     def _shown_ends(self, event: Experience) -> tuple[bool, bool]:
         """Whether the beginning and the end of an experience may be noticed.
 
@@ -226,7 +321,8 @@ class Learner:
         self._steps_per_epoch = max(len(batches), 1)  # a method may choose no samples
         for step in range(self.at.step, len(batches)):
             batch = loaded.take(batches[step])
-            self._step(batch, epoch, step)
+            learn = self._step if self.chip is None else self._chip_step
+            learn(batch, epoch, step)
             self.at.step, self.at.samples = step + 1, self.at.samples + batch.x.shape[0]
             if (step + 1) % WINDOW == 0 or step + 1 == len(batches):
                 yield Tick("window", self.at, self._look(step))
@@ -424,6 +520,8 @@ class Learner:
             self._tied = {f"trainer:{variable}": name for variable, name in tied.items()}
             self._moving |= {f"trainer:{name}": self._variables[name] for name in tied}
             self.optimiser = self._optimiser_spec.start(self._moving)
+        if self.export is not None:  # what the chip cannot take is refused here
+            self._exported(evenly(event.train.load(), self.export.calibrate))
         self._prepared = True
 
     def _probe(self, event: Experience) -> Tensor:
@@ -541,6 +639,8 @@ class Learner:
     def _logits(
         self, x: Tensor, task: int | None, generator: torch.Generator | None = None
     ) -> Tensor:
+        if self.chip is not None:
+            return self.chip.logits(x)
         for predict in self._predict:
             logits: Tensor = predict(x, task)
             return logits
@@ -594,6 +694,9 @@ class Learner:
             "correct": self._correct,
             "seen": self._seen,
             "method_bytes": self.method_bytes,
+            "before": self._before,
+            "calibration": dict(self._calibration),
+            "chip": {} if self.chip is None else self.chip.state_dict(),
         }
 
     @torch.no_grad()
@@ -620,6 +723,13 @@ class Learner:
         self._correct.copy_(state["correct"])
         self._seen = state["seen"]
         self.method_bytes = state["method_bytes"]
+        self._before = state.get("before", 0)
+        if self.at.step == self.at.epoch == 0 and self.at.stage == "train":
+            self._before = self.at.samples
+        self._calibration = dict(state.get("calibration", {}))
+        if state.get("chip"):
+            self.chip = self._exported()
+            self.chip.load_state_dict(state["chip"])
 
     # ---- how far --------------------------------------------------------------------------------
 
@@ -631,6 +741,11 @@ class Learner:
         epochs = at.epoch + min(at.step / self._steps_per_epoch, 1.0)
         inside = 1.0 if at.stage == "test" else epochs / self.plan.epochs
         return min((at.event + inside) / len(self.stream), 1.0)
+
+    @property
+    def samples_of_event(self) -> int:
+        """Samples that the present event, or the one that just ended, has trained on."""
+        return self.at.samples - self._before
 
     def accuracy_so_far(self) -> float | None:
         """Return the mean accuracy over the sets taught so far at their last test."""
@@ -706,6 +821,12 @@ def _statistics(loaded: Loaded, chunk: int = 500) -> InputStatistics:
     mean = total / max(count, 1)
     variance = max(square - count * mean * mean, 0.0) / max(count - 1, 1)
     return InputStatistics(mean, variance**0.5 or 1.0)
+
+
+def evenly(loaded: Loaded, count: int) -> Tensor:
+    """Return so many samples [N, *shape] from all over a set."""
+    picked = np.linspace(0, len(loaded) - 1, min(count, len(loaded))).astype(int)
+    return loaded.take(torch.from_numpy(picked).to(loaded.x.device)).x
 
 
 def enumerate_tensors(tensors: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from spikecl.components import PositiveInt, component
+from pydantic import Field
+
+from spikecl.components import PositiveFloat, PositiveInt, component
 
 Initial = Literal["drawn", "given"]
 
@@ -32,6 +34,42 @@ class TrainPlan:
     eval_batch: PositiveInt = 256
     evaluate: Literal["seen_and_next", "all", "present"] = "seen_and_next"
     membrane: Literal["reset", "detach"] = "reset"
+
+
+@component
+class ExportPlan:
+    """An export within a stream: what comes after it is learned on the chip.
+
+    The network is quantised as ``spikecl export`` does it, with the lateral weights of its method,
+    and goes on learning in the emulator: errors gate, sources replay what no earlier task uses.
+    Weights learn; biases, thresholds and norms stay as they were.
+
+    Args:
+        after: Experiences that are learned before it.
+        backend: Where the rest is learned: in the ``emulator``; with ``lava``, Lava then learns the
+            same from the same spikes and factors, and has to come to the same weights.
+        layers: Which layers learn: ``all``, or the ``readout`` alone.
+        rate: Learning rate on the chip; without it that of the optimiser. It has no schedule.
+        steps: Steps of a replay, and so its largest number of spikes.
+        lateral_rate: Step of new lateral weights, relative to the variance that is left to learn.
+        calibrate: Training samples that scales are measured on.
+        headroom: Largest weight that integers can hold, over the largest one at the export.
+        chip: Whose limits hold.
+        chips: How many of them there are.
+        lava_limit_s: Seconds after which Lava is ended, for each layer of an experience.
+    """
+
+    after: PositiveInt
+    backend: Literal["emulator", "lava"] = "emulator"
+    layers: Literal["all", "readout"] = "all"
+    rate: PositiveFloat | None = None
+    steps: Annotated[int, Field(ge=1, le=127)] = 16
+    lateral_rate: PositiveFloat = 1.0
+    calibrate: PositiveInt = 256
+    headroom: Annotated[float, Field(ge=1, le=4)] = 1.25
+    chip: Literal["loihi1", "loihi2"] = "loihi2"
+    chips: PositiveInt = 1
+    lava_limit_s: PositiveFloat = 600.0
 
 
 @dataclass(slots=True)

@@ -176,4 +176,11 @@ class Evaluate:
     sets: tuple[str, ...]
 
 
-Event = Experience | Unlearn | Adapt | Evaluate
+@dataclass(frozen=True, slots=True, eq=False)
+class Export:
+    """The network becomes whole numbers; what comes after is learned on the chip."""
+
+    index: int
+
+
+Event = Experience | Unlearn | Adapt | Evaluate | Export

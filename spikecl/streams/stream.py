@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, overload
 
 from spikecl.errors import UsageError
-from spikecl.streams.events import Adapt, Event, Experience, Samples
+from spikecl.streams.events import Adapt, Event, Experience, Export, Samples
 from spikecl.streams.reveal import LearnerView, Reveal
 
 
@@ -83,6 +83,30 @@ class Stream:
             for name, s in self.eval_sets.items()
         }
         return replace(self, length=n, eval_sets={k: s for k, s in sets.items() if s.taught})
+
+    def exported(self, after: int) -> Stream:
+        """Return the same events with an export behind the first ones.
+
+        Args:
+            after: Events before it; at least one more has to follow.
+        """
+        if not 1 <= after < self.length:
+            raise UsageError(
+                f"export after {after} events of a stream of {self.length}; 1 to "
+                f"{self.length - 1} is allowed, so that something is learned before and after"
+            )
+
+        def make(i: int) -> Event:
+            if i == after:
+                return Export(i)
+            return replace(self.make(i - (i > after)), index=i)
+
+        sets = {
+            name: replace(s, taught=tuple(e + (e >= after) for e in s.taught))
+            for name, s in self.eval_sets.items()
+        }
+        identity = {**self.identity, "export": after}
+        return replace(self, identity=identity, length=self.length + 1, make=make, eval_sets=sets)
 
     def with_reveal(self, reveal: Reveal) -> Stream:
         """Return the same events with other things revealed."""

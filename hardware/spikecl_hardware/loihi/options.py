@@ -16,7 +16,7 @@ class Options:
         convolutions: ``shared`` weights, ``unrolled`` into dense ones, or ``auto``: shared where
             they keep 6 bits (shared weights have no exponent).
         clips: Shares of the largest weight to try as the largest that is kept; more than one
-            needs calibration data.
+            needs calibration data. A share above 1 (up to 4) leaves room for weights that learn.
         margin: What is allowed beyond the largest current and membrane that were measured.
         exponents: ``free`` chooses one for each dense synapse; ``fixed`` takes that of signed
             weights of 8 bits, the only one that ``.net`` files know.
@@ -40,9 +40,9 @@ class Options:
             raise ValueError(f"convolutions={self.convolutions!r}; auto, shared or unrolled")
         if self.exponents not in ("free", "fixed"):
             raise ValueError(f"exponents={self.exponents!r}; free or fixed")
-        if not self.clips or not all(0 < c <= 1 for c in self.clips) or not self.margin >= 1:
+        if not self.clips or not all(0 < c <= 4 for c in self.clips) or not self.margin >= 1:
             raise ValueError(
-                f"clips={self.clips}, margin={self.margin}; shares above 0 up to 1, and a factor "
+                f"clips={self.clips}, margin={self.margin}; shares above 0 up to 4, and a factor "
                 "of 1 or more, are allowed"
             )
 

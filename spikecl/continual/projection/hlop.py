@@ -9,7 +9,7 @@ from pydantic import Field, Strict
 from torch import Tensor
 
 from spikecl.components import PositiveFloat, PositiveInt, component
-from spikecl.continual.method import Context, Factors, Method, MethodSpec, Phase
+from spikecl.continual.method import Context, Factors, Lateral, Method, MethodSpec, Phase
 from spikecl.continual.projection.faithful import FaithfulHlop
 from spikecl.continual.projection.hebbian import Rule
 from spikecl.continual.projection.lateral import Kind, LateralWeights, response_of
@@ -70,6 +70,7 @@ class Hlop(MethodSpec):
     needs: ClassVar[Reveal] = Reveal.BOUNDARY
     phase: ClassVar[Phase] = Phase.PROJECTION
     slot: ClassVar[str | None] = "projection"
+    offers: ClassVar[frozenset[str]] = frozenset({"export"})
 
     rows: Schedule = (0.2,)
     rule: Rule = "oja"
@@ -197,6 +198,16 @@ class _Subspaces(Protection):
                 **lateral.errors(),
             }
         self._experience += 1
+
+    def travels(self) -> Lateral:
+        if self._spec.lateral != "linear":
+            raise PairingError(
+                f"method 'hlop' with lateral='{self._spec.lateral}' cannot go on on the chip, "
+                "which has lateral neurons of its own; use lateral='linear'"
+            )
+        rows = {name: lateral.old for name, lateral in self.lateral.items()}
+        first = self._experience
+        return Lateral(rows, lambda later: self._spec.rows_for(first + later, self.sizes))
 
     def report(self) -> dict[str, object]:
         return self._report

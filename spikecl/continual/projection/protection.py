@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from spikecl.continual.method import Context, Factors, Method, Tensors, overrides
+from spikecl.continual.method import Context, Factors, Lateral, Method, Tensors, overrides
 from spikecl.errors import ConfigError, PairingError, RunError, UsageError
 from spikecl.networks import AnyFactor, BatchNorm, Layer, NoAutapses, Outside
 from spikecl.storage import State
@@ -68,6 +68,13 @@ class Protection(ABC):
     @abstractmethod
     def end(self, view: LearnerView) -> None:
         """The experience ends."""
+
+    def travels(self) -> Lateral:
+        """Return what goes along when the network is exported, where the method offers that."""
+        raise PairingError(
+            "this projection has no lateral weights that a chip could go on with; use method "
+            "'hlop' (not faithful) or 'finetune'"
+        )
 
     def forget(self, request: Unlearn) -> None:
         """Forget samples, where the method offers that."""
@@ -138,8 +145,8 @@ class ProjectFactors(Method):
         made = {n: self.protection.project(n, f, seen.get(n)) for n, f in kept.items()}
         return {**factors, **made}
 
-    def _protected(self, factors: Factors) -> Factors:
-        """Return the factors of protected synapses: heads of single tasks need no protection."""
+    def _protected(self, factors: Mapping[str, T]) -> dict[str, T]:
+        """Return what is of protected synapses: heads of single tasks need no protection."""
         return {n: f for n, f in factors.items() if not (self._apart and n == self._readout)}
 
     def gradients(self, gradients: Tensors) -> Tensors:
@@ -163,6 +170,10 @@ class ProjectFactors(Method):
 
     def unlearn(self, request: Unlearn) -> None:
         self.protection.forget(request)
+
+    def travels(self) -> Lateral:
+        found = self.protection.travels()
+        return found._replace(rows=self._protected(found.rows)) if self._apart else found
 
     def report(self) -> dict[str, object]:
         return self.protection.report()

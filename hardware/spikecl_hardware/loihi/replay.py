@@ -1,0 +1,260 @@
+"""Weights learn the product of two signed vectors, on a chip whose traces have no sign.
+
+What a projected update needs, ``dW = f x^T`` with signs in both, is no sum of products: a synapse
+sees a trace of its source's spikes, which counts up, and two factors. So sources send twice, first
+``x+`` with the factors ``f+, f-``, then ``x-`` with the two exchanged (``x = x+ - x-``). A phase
+has ``steps`` steps for spikes and one more; at its end::
+
+    P = floor(-t / 32)
+    w <- w + c P                            c = 2 where weights have mixed signs, which are even
+    t <- t + 32 P - g x1 (y2 - y3)          x1 counts the spikes of the phase
+
+Tags ``t`` hold, with the other sign, what is too small for a weight, and carry over into weights
+without rounding, so that nothing is lost from one phase to the next. Numbers are such that
+products are exact too; what is left of a tag unit is rounded by chance, as the engine does. (The
+engine lets factors decay by ``exp(-1/65535)`` in a step: in two phases of a thousand, by chance,
+they lose one at each.)
+
+The closed form here is, bit for bit, what `engine` and Lava make of :func:`learning`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from spikecl_hardware.loihi.engine import RANGES, ROUNDING_SEED
+from spikecl_hardware.loihi.learning import STILL, TRACE_MAX, WEIGHTS, Array, Learning, Trace
+from spikecl_hardware.loihi.library import term
+from spikecl_hardware.loihi.program import INPUT, Connection, Population, Program, Readout
+from spikecl_hardware.loihi.rules import RuleError
+from spikecl_hardware.loihi.semantics import DenseParameters, LIFParameters, SignMode
+
+CARRY = 32  # tag units that make a step of a weight
+LARGEST = 126  # of a factor, which is even
+LEAST_GAIN, MOST_GAIN = 2.0**-8, 2.0**5
+FOREVER = 1e300  # a time constant that keeps all of a trace
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How numbers become spikes, factors and tags.
+
+    Args:
+        steps: Largest number of spikes in a phase, 1 to 127.
+        tags: Tag units of one spike and a factor of 1: a power of two.
+        factor: Whole number that a factor of 1 becomes.
+    """
+
+    steps: int
+    tags: float
+    factor: float
+
+    @classmethod
+    def of(cls, change: float, *, steps: int, largest: float, mixed: bool = True) -> Gain:
+        """Return the finest numbers for ``dW = change f x / steps``, in units of weights.
+
+        Args:
+            change: Units of weight for a factor of 1 and a source that sends in every step.
+            steps: Largest number of spikes in a phase.
+            largest: Largest magnitude of a factor.
+            mixed: Whether weights have mixed signs, and so steps of 2.
+
+        Raises:
+            RuleError: Such a change is beyond what tags hold.
+        """
+        if not 1 <= steps <= TRACE_MAX:
+            raise RuleError(f"phases of {steps} steps; 1 to {TRACE_MAX} is allowed")
+        if not (0 < change < math.inf and 0 < largest < math.inf):
+            raise RuleError(f"change {change:g}, factors to {largest:g}; above 0 is allowed")
+        tags = change / steps * CARRY / (1 + mixed)  # of one spike and a factor of 1
+        power = 2.0 ** math.ceil(math.log2(tags * largest / LARGEST))
+        power = max(power, LEAST_GAIN)
+        if power * LARGEST * steps > CARRY * 7:
+            raise RuleError(
+                f"one sample would change weights by {change * largest:.3g} units; up to "
+                f"{7 * (1 + mixed)} is allowed: a lower rate, or larger batches"
+            )
+        return cls(steps, power, tags / power)
+
+    def counts(self, x: Array, generator: np.random.Generator) -> Array:
+        """Return numbers from -1 to 1 as spikes with a sign, rounded by chance."""
+        return _by_chance(x.clip(-1, 1) * self.steps, generator)
+
+    def factors(self, f: Array, generator: np.random.Generator) -> Array:
+        """Return factors as even whole numbers with a sign, rounded by chance."""
+        whole = 2 * _by_chance(f * (self.factor / 2), generator)
+        return whole.clip(-LARGEST, LARGEST)
+
+
+def _by_chance(x: Array, generator: np.random.Generator) -> Array:
+    lower = np.floor(x)
+    made: Array = (lower + (generator.random(x.shape) < x - lower)).astype(np.int64)
+    return made
+
+
+def learning(gain: Gain, mode: SignMode) -> Learning:
+    """Return the rule as the chip has it; a phase is an epoch of ``steps + 1`` steps."""
+    carry = "u0*t*(x2+1)"  # the bits of x2, which is still, shift the product: floor(-t / 32)
+    grown = term(-gain.tags, "u0", "x1", "y2") + term(gain.tags, "u0", "x1", "y3")
+    return Learning(
+        dw=f"-1*2^{int(mode is SignMode.MIXED)}*{carry}",
+        dt=f"-1*2^5*{carry}{grown}",
+        traces={"x1": Trace(1.0, FOREVER), "x2": Trace()},
+        modulated=True,
+        epoch=gain.steps + 1,
+    )
+
+
+class Phase(NamedTuple):
+    """Spikes of each source in a phase, and ``y2 y3`` at its end."""
+
+    counts: Array
+    third: Array
+
+
+def phases(counts: Array, factors: Array) -> tuple[Phase, Phase]:
+    """Return the two phases of signed spikes [n_in] and signed factors [n_out]."""
+    up, down = factors.clip(min=0), (-factors).clip(min=0)
+    return (
+        Phase(counts.clip(min=0), np.stack([up, down])),
+        Phase((-counts).clip(min=0), np.stack([down, up])),
+    )
+
+
+class Taught:
+    """Weights [n_out, n_in] that learn in phases.
+
+    Args:
+        weights: Of the start, as synaptic memory holds them.
+        mode: Which signs they may have.
+        gain: How numbers become spikes, factors and tags.
+        logged: Whether phases are kept.
+
+    Attributes:
+        start: Weights of the start.
+        done: Phases so far.
+        clipped: Changes that would have left the range of weights.
+        lost: Those that would have left the range of tags.
+        updates: Synapses that a phase reached: those of sources that sent.
+        spikes: That sources sent.
+        log: Phases, where they are kept.
+    """
+
+    def __init__(self, weights: Array, mode: SignMode, gain: Gain, *, logged: bool = False):
+        """Start with clear tags."""
+        self.start = weights.astype(np.int64)
+        self.log: list[Phase] | None = [] if logged else None
+        self.w, self.t = weights.astype(np.int32), np.zeros(weights.shape, np.int32)
+        self.mode, self.gain = mode, gain
+        self.done = self.clipped = self.lost = self.updates = self.spikes = 0
+        self._draws = _Draws(gain, 0)
+        self._pending = np.arange(len(weights))
+
+    def learn(self, counts: Array, factors: Array) -> tuple[Phase, Phase]:
+        """Replay one sample: signed spikes [n_in], signed even factors [n_out]."""
+        made = phases(counts, factors)
+        for phase in made:
+            self.phase(phase)
+        return made
+
+    def phase(self, phase: Phase) -> None:
+        """Carry what the tags hold into weights, then add a product to the tags."""
+        if self.log is not None:
+            self.log.append(phase)
+        self._carry()
+        draw, third = self._draws.next(phase.third)
+        sent = phase.counts.nonzero()[0]
+        told = (third[0] - third[1]).nonzero()[0]
+        self.done += 1
+        self.updates += len(sent) * len(self.w)
+        self.spikes += int(phase.counts.sum())
+        if not (len(sent) and len(told)):
+            return
+        at = np.ix_(told, sent)
+        moved = self.t[at] + _product(third[:, told], phase.counts[sent], self.gain)
+        lower = np.floor(moved)
+        low, high = RANGES["t"]
+        whole = lower + (draw < moved - lower)
+        self.lost += int(((whole < low) | (whole > high)).sum())
+        self.t[at] = whole.clip(low, high)
+        self._pending = told
+
+    def _carry(self) -> None:
+        rows = self._pending
+        if not len(rows):
+            return
+        tags = self.t[rows]
+        steps = -tags >> 5
+        low, high = WEIGHTS[self.mode]
+        grown = self.w[rows] + (steps << int(self.mode is SignMode.MIXED))
+        self.clipped += int(((grown < low) | (grown > high)).sum())
+        self.w[rows] = grown.clip(low, high)
+        self.t[rows] = tags + (steps << 5)
+        self._pending = rows[:0]
+
+    def settle(self) -> Array:
+        """Add a phase without spikes, in which tags become weights; return these."""
+        n_out, n_in = self.w.shape
+        self.phase(Phase(np.zeros(n_in, np.int64), np.zeros((2, n_out), np.int64)))
+        return self.w.astype(np.int64)
+
+    def resume(self, w: Array, t: Array, done: int, **counters: int) -> None:
+        """Go on from weights and tags after so many phases; what came before is not in the log."""
+        self.w, self.t, self.done = np.array(w, np.int32), np.array(t, np.int32), done
+        for name, value in counters.items():
+            setattr(self, name, value)
+        self._draws, self._pending = _Draws(self.gain, done), np.arange(len(w))
+
+
+def _product(third: Array, counts: Array, gain: Gain) -> Array:
+    """Return what tags gain; where a factor has become odd, it is rounded down as on the chip."""
+    up, down = 4 * third[:, :, None] * counts
+    made: Array = ((-up >> 3) + (down >> 3)) * (2 * gain.tags)
+    return made
+
+
+class _Draws:
+    """The engine's random numbers: one to round with, one for the decay of factors."""
+
+    def __init__(self, gain: Gain, done: int):
+        self._steps = gain.steps + 1
+        self._round, self._decay = np.random.default_rng(ROUNDING_SEED), np.random.default_rng(3)
+        self._round.random(1 + done)
+        self._decay.random(1 + 2 * self._steps * done)
+
+    def next(self, third: Array) -> tuple[float, Array]:
+        """Return the number to round with, and what a phase leaves of factors."""
+        draw = float(self._decay.random(2 * self._steps)[-1])
+        if draw >= 1 - TRACE_MAX / STILL:
+            for _ in range(self._steps):
+                kept = math.exp(-1 / STILL) * third
+                lower = np.floor(kept)
+                third = (lower + (draw < kept - lower)).astype(np.int64)
+        return float(self._round.random()), third
+
+
+def alone(weights: Array, mode: SignMode, gain: Gain) -> Program:
+    """Return a program of these synapses alone, whose input is what their sources replay."""
+    n_out, n_in = weights.shape
+    synapses = DenseParameters(weights, sign_mode=mode)
+    cells = Population((n_out,), LIFParameters(vth=(1 << 17) - 1, du=4095))
+    return Program(
+        input_shape=(n_in,),
+        populations={"cells": cells},
+        connections=(Connection(INPUT, "cells", synapses, learning(gain, mode)),),
+        readout=Readout("cells"),
+        steps=gain.steps,
+    )
+
+
+def played(made: list[Phase], gain: Gain) -> tuple[Array, dict[str, Array]]:
+    """Return phases as spikes [steps, phases, n_in] and third factors, for `plastic` and `lava`."""
+    counts = np.stack([phase.counts for phase in made])
+    spikes = (np.arange(gain.steps)[:, None, None] < counts).astype(np.uint8)
+    third = np.zeros((gain.steps + 1, len(made), *made[0].third.shape), np.int64)
+    third[-1] = np.stack([phase.third for phase in made])
+    return spikes, {"cells": third}
