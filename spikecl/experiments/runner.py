@@ -214,7 +214,8 @@ def _drive(
         ended = tick.position.event - 1
         if tick.kind == "event" and learner.samples_of_event:
             made = event_cost(learner, batch, event_name(ended, exports))
-            directory.steps.append([{"event": ended, "phase": COST, "value": made}])
+            row = learner.row(COST, "operations", made)
+            directory.steps.append([{**row, "event": ended}])
         if tick.kind != "step":
             directory.note_time(tick.position.event, tick.position.samples)
             tracker.update()

@@ -176,7 +176,7 @@ class Learner:
                 rows.append(row)
             self._row = [{}, {}]
             said = self._said() if self.at.event >= 0 else {}
-            reports = [self._record("report", name, said[name]) for name in said]
+            reports = [self.row("report", name, said[name]) for name in said]
             self.at.event, self.at.stage = self.at.event + 1, "train"
             yield Tick("event", self.at, reports)
             self._before = self.at.samples
@@ -570,9 +570,9 @@ class Learner:
         self.check_finite()
         self.activity.look()
         self._losses.zero_()
-        rows = [self._record("train", "loss", float(losses.mean()))]
+        rows = [self.row("train", "loss", float(losses.mean()))]
         if self._seen:  # labels were shown
-            rows.append(self._record("train", "accuracy", int(self._correct) / self._seen))
+            rows.append(self.row("train", "accuracy", int(self._correct) / self._seen))
         self._correct.zero_()
         self._seen = 0
         return rows
@@ -588,8 +588,8 @@ class Learner:
             for row, value in zip(self._row, accuracies):
                 row[name] = value
             aware, agnostic = (row[name] for row in self._row)
-            rows = [self._record("test", "accuracy_task_aware", aware, name)]
-            rows.append(self._record("test", "accuracy_task_agnostic", agnostic, name))
+            rows = [self.row("test", "accuracy_task_aware", aware, name)]
+            rows.append(self.row("test", "accuracy_task_agnostic", agnostic, name))
             yield Tick("test", self.at, rows)
 
     def _sets_to_test(self) -> list[str]:
@@ -662,7 +662,7 @@ class Learner:
                 logits = self.heads.test(self._logits(x, None, generator), None)
             hits += _hits(logits, truth.take(rows).y)
         name = f"{event.corruption}-{event.severity}"
-        return self._record("adapt", "accuracy", int(hits) / len(loaded), name)
+        return self.row("adapt", "accuracy", int(hits) / len(loaded), name)
 
     def matrices(self) -> tuple[AccuracyMatrix, AccuracyMatrix]:
         """Return the task-aware and the task-agnostic accuracy matrix of the events so far."""
@@ -770,9 +770,10 @@ class Learner:
         event = self.at.event if event is None else event
         return self.seeds.generator(name, event=event, epoch=epoch, step=step)
 
-    def _record(
+    def row(
         self, phase: str, metric: str, value: object, eval_set: str | None = None
     ) -> dict[str, Any]:
+        """Return a measurement made now, as a row of ``steps.jsonl``."""
         return {
             "event": self.at.event,
             "phase": phase,

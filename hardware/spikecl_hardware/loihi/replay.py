@@ -73,10 +73,10 @@ class Gain:
         tags = change / steps * CARRY / (1 + mixed)  # of one spike and a factor of 1
         power = 2.0 ** math.ceil(math.log2(tags * largest / LARGEST))
         power = max(power, LEAST_GAIN)
-        if power * LARGEST * steps > CARRY * 7:
+        if power > _most(steps):
             raise RuleError(
                 f"one sample would change weights by {change * largest:.3g} units; up to "
-                f"{7 * (1 + mixed)} is allowed: a lower rate, or larger batches"
+                f"{most_change(steps, mixed=mixed):.3g} is allowed: a lower rate, or larger batches"
             )
         return cls(steps, power, tags / power)
 
@@ -88,6 +88,15 @@ class Gain:
         """Return factors as even whole numbers with a sign, rounded by chance."""
         whole = 2 * _by_chance(f * (self.factor / 2), generator)
         return whole.clip(-LARGEST, LARGEST)
+
+
+def most_change(steps: int, *, mixed: bool = True) -> float:
+    """Return the most that one sample can change a weight by, in units of weights."""
+    return _most(steps) * LARGEST * steps * (1 + mixed) / CARRY
+
+
+def _most(steps: int) -> float:
+    return 2.0 ** math.floor(math.log2(CARRY * 7 / (LARGEST * steps)))  # tags end at 255
 
 
 def _by_chance(x: Array, generator: np.random.Generator) -> Array:

@@ -30,7 +30,7 @@ from spikecl_hardware.loihi.learning import Array
 from spikecl_hardware.loihi.operations import count
 from spikecl_hardware.loihi.plastic import with_weights
 from spikecl_hardware.loihi.program import INPUT, Connection, Program, ProgramError
-from spikecl_hardware.loihi.replay import Gain, Taught, learning
+from spikecl_hardware.loihi.replay import Gain, Taught, learning, most_change
 from spikecl_hardware.loihi.semantics import DenseParameters, SignMode
 from spikecl_hardware.record import Record
 
@@ -46,7 +46,8 @@ class Schedule:
         rate: Learning rate, in the units of the network that was exported.
         batch: Samples that meet the same weights.
         steps: Steps of a replay, and so its largest number of spikes, 1 to 127.
-        step: Of lateral weights, relative to the variance of what is left to learn.
+        step: Of lateral weights, relative to the variance of what is left to learn; less where a
+            sample would change them by more than tags hold.
         seed: Of the rounding of spikes and factors, and of where new rows start.
     """
 
@@ -266,7 +267,9 @@ class Student:
                 return
             layer.reach = float(np.sqrt((x**2).sum(1).max())), float(abs(x).max())
             change = self.schedule.step / (self.schedule.batch * variance) * np.prod(layer.reach)
-            gain = Gain.of(float(change) * layer.rows.scale, steps=self.schedule.steps, largest=1.0)
+            steps = self.schedule.steps
+            units = min(float(change) * layer.rows.scale, most_change(steps))
+            gain = Gain.of(units, steps=steps, largest=1.0)
             layer.growing = Taught(layer.rows.weights, SignMode.MIXED, gain, logged=self._logged)
         gain, (most_y, most_x) = layer.growing.gain, layer.reach
         counts = gain.counts((x - y @ h) / most_x, generator)
