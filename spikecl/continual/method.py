@@ -6,6 +6,7 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -63,15 +64,15 @@ class Context:
 
 
 class Lateral(NamedTuple):
-    """Lateral weights that travel along when a network is exported.
+    """Lateral weights that travel along when a network is exported; none, by default.
 
     Args:
         rows: Rows [k, n] by synapse, orthonormal: what updates have to stay out of.
         more: From an experience (0: the first one after the export) to new rows by synapse.
     """
 
-    rows: Mapping[str, Tensor]
-    more: Callable[[int], Mapping[str, int]]
+    rows: Mapping[str, Tensor] = MappingProxyType({})
+    more: Callable[[int], Mapping[str, int]] = lambda experience: {}
 
 
 class Method:
@@ -162,7 +163,7 @@ class Method:
 
     def travels(self) -> Lateral:
         """Return what goes along when the network is exported; nothing, by default."""
-        return Lateral({}, lambda experience: {})
+        return Lateral()
 
     def report(self) -> dict[str, object]:
         """Return JSON values for the record of the event that just ended."""

@@ -19,6 +19,7 @@ from spikecl_hardware.loihi.semantics import SignMode
 Array = npt.NDArray[Any]
 
 TRACE_MAX, FRACTION = 127, 256
+LONGEST = 2.0**62  # a time constant that keeps all of a trace; Lava holds it in 64 bits
 STILL = float(np.iinfo(np.uint16).max)  # time constant of traces that come from outside
 WEIGHTS = {
     SignMode.MIXED: (-256, 255),
@@ -39,10 +40,10 @@ class Trace:
 
     def __post_init__(self) -> None:
         """Raise RuleError for numbers out of range."""
-        if not (0 <= self.impulse <= TRACE_MAX and 0 <= self.tau < np.inf):
+        if not (0 <= self.impulse <= TRACE_MAX and 0 <= self.tau <= LONGEST):
             raise RuleError(
-                f"impulse {self.impulse:g}, tau {self.tau:g}; 0 to {TRACE_MAX}, and 0 or more "
-                "steps, are allowed"
+                f"impulse {self.impulse:g}, tau {self.tau:g}; 0 to {TRACE_MAX}, and 0 to "
+                f"{LONGEST:.3g} steps, are allowed"
             )
 
     @property

@@ -27,7 +27,15 @@ from typing import NamedTuple
 import numpy as np
 
 from spikecl_hardware.loihi.engine import RANGES, ROUNDING_SEED
-from spikecl_hardware.loihi.learning import STILL, TRACE_MAX, WEIGHTS, Array, Learning, Trace
+from spikecl_hardware.loihi.learning import (
+    LONGEST,
+    STILL,
+    TRACE_MAX,
+    WEIGHTS,
+    Array,
+    Learning,
+    Trace,
+)
 from spikecl_hardware.loihi.library import term
 from spikecl_hardware.loihi.program import INPUT, Connection, Population, Program, Readout
 from spikecl_hardware.loihi.rules import RuleError
@@ -35,8 +43,7 @@ from spikecl_hardware.loihi.semantics import DenseParameters, LIFParameters, Sig
 
 CARRY = 32  # tag units that make a step of a weight
 LARGEST = 126  # of a factor, which is even
-LEAST_GAIN, MOST_GAIN = 2.0**-8, 2.0**5
-FOREVER = 1e300  # a time constant that keeps all of a trace
+LEAST_GAIN, MOST_REPEATS = 2.0**-8, 16
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,13 @@ class Gain:
         steps: Largest number of spikes in a phase, 1 to 127.
         tags: Tag units of one spike and a factor of 1: a power of two.
         factor: Whole number that a factor of 1 becomes.
+        repeats: How often a sample is replayed, because tags cannot hold all that it changes.
     """
 
     steps: int
     tags: float
     factor: float
+    repeats: int = 1
 
     @classmethod
     def of(cls, change: float, *, steps: int, largest: float, mixed: bool = True) -> Gain:
@@ -64,21 +73,23 @@ class Gain:
             mixed: Whether weights have mixed signs, and so steps of 2.
 
         Raises:
-            RuleError: Such a change is beyond what tags hold.
+            RuleError: Such a change is beyond what tags hold in 16 replays.
         """
         if not 1 <= steps <= TRACE_MAX:
             raise RuleError(f"phases of {steps} steps; 1 to {TRACE_MAX} is allowed")
         if not (0 < change < math.inf and 0 < largest < math.inf):
             raise RuleError(f"change {change:g}, factors to {largest:g}; above 0 is allowed")
-        tags = change / steps * CARRY / (1 + mixed)  # of one spike and a factor of 1
-        power = 2.0 ** math.ceil(math.log2(tags * largest / LARGEST))
-        power = max(power, LEAST_GAIN)
-        if power > _most(steps):
+        repeats = math.ceil(change * largest / most_change(steps, mixed=mixed))
+        if repeats > MOST_REPEATS:
             raise RuleError(
                 f"one sample would change weights by {change * largest:.3g} units; up to "
-                f"{most_change(steps, mixed=mixed):.3g} is allowed: a lower rate, or larger batches"
+                f"{MOST_REPEATS * most_change(steps, mixed=mixed):.3g} is allowed: a lower rate, "
+                "or larger batches"
             )
-        return cls(steps, power, tags / power)
+        tags = change / repeats / steps * CARRY / (1 + mixed)  # of one spike and a factor of 1
+        power = 2.0 ** math.ceil(math.log2(tags * largest / LARGEST))
+        power = max(power, LEAST_GAIN)
+        return cls(steps, power, tags / power, repeats)
 
     def counts(self, x: Array, generator: np.random.Generator) -> Array:
         """Return numbers from -1 to 1 as spikes with a sign, rounded by chance."""
@@ -91,7 +102,7 @@ class Gain:
 
 
 def most_change(steps: int, *, mixed: bool = True) -> float:
-    """Return the most that one sample can change a weight by, in units of weights."""
+    """Return the most that one replay can change a weight by, in units of weights."""
     return _most(steps) * LARGEST * steps * (1 + mixed) / CARRY
 
 
@@ -112,7 +123,7 @@ def learning(gain: Gain, mode: SignMode) -> Learning:
     return Learning(
         dw=f"-1*2^{int(mode is SignMode.MIXED)}*{carry}",
         dt=f"-1*2^5*{carry}{grown}",
-        traces={"x1": Trace(1.0, FOREVER), "x2": Trace()},
+        traces={"x1": Trace(1.0, LONGEST), "x2": Trace()},
         modulated=True,
         epoch=gain.steps + 1,
     )
@@ -163,12 +174,10 @@ class Taught:
         self._draws = _Draws(gain, 0)
         self._pending = np.arange(len(weights))
 
-    def learn(self, counts: Array, factors: Array) -> tuple[Phase, Phase]:
+    def learn(self, counts: Array, factors: Array) -> None:
         """Replay one sample: signed spikes [n_in], signed even factors [n_out]."""
-        made = phases(counts, factors)
-        for phase in made:
+        for phase in phases(counts, factors) * self.gain.repeats:
             self.phase(phase)
-        return made
 
     def phase(self, phase: Phase) -> None:
         """Carry what the tags hold into weights, then add a product to the tags."""

@@ -17,7 +17,7 @@ makes them orthonormal, Hebbian learning has to do.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,8 +46,8 @@ class Schedule:
         rate: Learning rate, in the units of the network that was exported.
         batch: Samples that meet the same weights.
         steps: Steps of a replay, and so its largest number of spikes, 1 to 127.
-        step: Of lateral weights, relative to the variance of what is left to learn; less where a
-            sample would change them by more than tags hold.
+        step: Of lateral weights, relative to the variance of what is left to learn; less where one
+            replay could not change them so much.
         seed: Of the rounding of spikes and factors, and of where new rows start.
     """
 
@@ -398,6 +398,6 @@ def _restore(layer: Layer, state: Mapping[str, Any]) -> None:
     layer.rows = Rows(np.asarray(state["rows"]), state["scale"])
     layer.growing = None
     if told := dict(state["growing"]):
-        gain = Gain(**{key: told.pop(key) for key in ("steps", "tags", "factor")})
+        gain = Gain(**{each.name: told.pop(each.name) for each in fields(Gain)})
         layer.growing = Taught(layer.rows.weights, SignMode.MIXED, gain)
         layer.growing.resume(**told)

@@ -381,7 +381,9 @@ def test_rules_that_cannot_be_meant_are_refused(options, said):
         Learning(**options)
 
 
-@pytest.mark.parametrize("options", [{"impulse": 128}, {"impulse": -1}, {"tau": -1}])
+@pytest.mark.parametrize(
+    "options", [{"impulse": 128}, {"impulse": -1}, {"tau": -1}, {"tau": 1e300}]
+)
 def test_traces_out_of_range_are_refused(options):
     with pytest.raises(RuleError, match="0 to 127"):
         Trace(**options)
