@@ -25,7 +25,7 @@ import spikecl
 from spikecl.components import fields_of, to_table
 from spikecl.data import Frames
 from spikecl.data.catalogue import CATALOGUE
-from spikecl.experiments.config import CHOICES, FIXED, config_schema
+from spikecl.experiments.config import CHOICES, FIXED, OPTIONAL, config_schema
 from spikecl.networks import Plasticity
 from spikecl.neurons import LIF, MODELS, SURROGATES, Escape, SpikingNeuron
 from spikecl.neurons.neuron import Resetting
@@ -35,7 +35,7 @@ from spikecl.registry import METHODS, TRAINERS
 from spikecl.streams import CLASS_IL, DOMAIN_IL, TASK_FREE, TASK_IL, Reveal
 
 SECTIONS = ("run", "data", "stream", "encoding", "network", "trainer")
-SECTIONS += ("loss", "optimiser", "train", "method", "checkpoint", "kernels")
+SECTIONS += ("loss", "optimiser", "train", "method", "checkpoint", "kernels", "export")
 TABLES = {"data": {"frames": Frames}}  # keys that are tables of their own
 NAMED = {
     "model": ("neuron-models", MODELS),
@@ -64,7 +64,7 @@ What `surrogate` of a neuron may be: a name, or a table such as
 
 def main(folder: Path) -> None:
     """Write the generated parts of the pages, and ``spikecl.schema.json``, into a folder."""
-    assert set(SECTIONS) == {*FIXED, *CHOICES}
+    assert set(SECTIONS) == {*FIXED, *CHOICES, *OPTIONAL}
     behind = {"network": neurons, "optimiser": schedules}
     parts = [section(name) + (behind[name]() if name in behind else "") for name in SECTIONS]
     write(folder / "configuration.md", "\n".join(parts))
@@ -85,8 +85,9 @@ def write(path: Path, text: str) -> None:
 
 def section(name: str) -> str:
     """Return the reference of one section of a configuration file."""
-    if name in FIXED:
-        parts = [f"## `[{name}]`\n\n{lead(FIXED[name])}\n\n{table(FIXED[name])}\n"]
+    if name in FIXED or name in OPTIONAL:
+        cls = {**FIXED, **OPTIONAL}[name]
+        parts = [f"## `[{name}]`\n\n{lead(cls)}\n\n{table(cls)}\n"]
         for key, cls in TABLES.get(name, {}).items():
             parts.append(f"### `[{name}.{key}]`\n\n{lead(cls)}\n\n{table(cls)}\n")
         return "\n".join(parts)

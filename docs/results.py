@@ -31,6 +31,8 @@ PERCENT = {
     "last_five": "the last five tasks %",
     "prequential": "accuracy before the step %",
     "vote": "accuracy %",
+    "learned_last": "tasks 4 and 5 as learned %",
+    "lost_at_export": "lost by the export %",
     "busiest": "spikes of the busiest neuron %",
 }
 
@@ -81,6 +83,8 @@ def main(source: Path, folder: Path) -> None:
     write(folder / "kernels_gpu.md", render(gpu, title=False) if gpu else NOT_ON_A_GPU)
     loihi = names.get("to_loihi.json")
     write(folder / "to_loihi.md", render(loihi, title=False) if loihi else NOTHING)
+    across = names.get("across_export.json")
+    write(folder / "across_export.md", render(across, title=False) if across else NOTHING)
     lost = names.get("plasticity.json")
     write(folder / "plasticity.md", render_plasticity(lost, folder) if lost else NOTHING)
     tables = {"trainers_learn": learned, "trainers_hlop": protected, "trainers": costs}
