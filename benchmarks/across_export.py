@@ -4,7 +4,7 @@
     python benchmarks/across_export.py --rows hlop_chip --seeds 1  a try
 
 ``examples/across_export.toml`` with HLOP and with fine-tuning, as it is and without its export: the
-same rule, direct feedback, in floats to the end. Each row has the same three trials, learning rates
+same rule, direct feedback, in floats to the end. Each row has the same four trials, learning rates
 that hold on both sides, on the first three tasks (of which the chip learns two) with a fifth of
 the training samples held out, with a seed that no row reports. Test sets are read by the table
 alone. Nothing here needs data that are not built in.
@@ -28,7 +28,7 @@ from spikecl.experiments.runner import run_config
 from spikecl.metrics import interval
 
 CONFIG = Path(__file__).parent.parent / "examples" / "across_export.toml"
-RATES, TRIAL_SEED, TRIAL_TASKS, HELD_OUT = (0.1, 0.3, 0.6), 100, 3, 0.2
+RATES, TRIAL_SEED, TRIAL_TASKS, HELD_OUT = (0.1, 0.3, 0.6, 1.0), 100, 3, 0.2
 ROWS = {
     "hlop_float": ("HLOP", "floats", "hlop"),
     "hlop_chip": ("HLOP", "floats, then the chip", "hlop"),

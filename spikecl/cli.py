@@ -396,6 +396,7 @@ def _show_run(record: RunRecord, as_json: bool) -> None:
     if tasks := record.tasks():
         cells = [["–" if v is None else str(_short(v)) for v in row.values()] for row in tasks]
         _print_table(_ends(cells), list(tasks[0]))
+        out.print(record.cost["tasks"]["note"], soft_wrap=True)
         for table, told in record.cost["tasks"]["tables"].items():
             out.print(f"energy, {table}: an estimate; {told['source']}", soft_wrap=True)
     if "geometry" in str(summary["method"]).split("+"):

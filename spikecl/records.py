@@ -105,6 +105,11 @@ class RunRecord:
         """Bytes, operations and energy estimate of a finished run."""
         return dict(read_json(self.path / "cost.json"))
 
+    @property
+    def chip_path(self) -> Path:
+        """The program that the chip ended with, where the run learned on one."""
+        return self.path / "export" / f"{self.id}-chip.h5"
+
     def tasks(self) -> list[dict[str, Any]]:
         """Return operations and the energy estimate of each event, in rows for a table."""
         found = self.cost.get("tasks", {})

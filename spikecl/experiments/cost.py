@@ -20,6 +20,7 @@ from spikecl_hardware.energy import (
     estimate,
     linear,
 )
+from spikecl_hardware.loihi.operations import GRADED_NOTE
 
 from spikecl.learner import Learner, model_nbytes
 from spikecl.networks import Conv2d, Network, Synapse, Tap
@@ -31,12 +32,13 @@ from spikecl.records import FORMAT_VERSION
 
 TASKS_NOTE = (
     "estimates: operations counted, priced by published figures. Floats: the forward passes of "
-    "training alone, at the rates of the event's end. Chip: runs, replays and changes of weights"
+    "training alone, at the rates of the event's end. Chip: all of learning, that is runs, replays "
+    "and changes of weights; the two cannot be compared"
 )
 CHIP = replace(
     LOIHI,
     name="Loihi, 14 nm, learning",
-    assumption=f"{LOIHI.assumption}; a change of a synapse as one of pairwise STDP",
+    assumption=f"{LOIHI.assumption}; a change of a synapse as one of pairwise STDP; {GRADED_NOTE}",
 )
 
 

@@ -44,7 +44,7 @@ class RunResult:
         return self.record.steps()
 
     def network(self) -> Network:
-        """Return the trained network.
+        """Return the trained network; of a run that went on on the chip, as it was exported.
 
         Raises:
             RunError: The run was made from a network of the user's own, which has no description.

@@ -247,12 +247,14 @@ def _finish(job: Job, learner: Learner, directory: RunDirectory) -> None:
         ),
     )
     cost = measure_cost(learner, first_batch(learner))
+    if learner.chip is not None:
+        cost = {"of": "the network in floats, as it was exported", **cost}
     events = [row["value"] for row in RunRecord(directory.path).steps() if row["phase"] == COST]
     directory.write("cost.json", {**cost, "tasks": tasks_cost(events)})
     if learner.chip is not None:
-        (directory.path / "export").mkdir(exist_ok=True)
-        name = f"{directory.path.name}.h5"
-        learner.chip.named(job.config).save(directory.path / "export" / name)
+        path = RunRecord(directory.path).chip_path
+        path.parent.mkdir(exist_ok=True)
+        learner.chip.named(job.config).save(path)
     network = learner.network
     save_state(directory.path / "weights", {**network.weights(), **network.statistics()})
     directory.set_status("finished")

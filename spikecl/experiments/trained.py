@@ -162,11 +162,17 @@ class Trained(NamedTuple):
 
         Raises:
             RunError: The run is not finished, or its stream is needed or another one.
+            UsageError: What it learned is on the chip.
         """
         run = record.run
         if not record.finished:
             raise RunError(
                 f"run {record.id} is not finished (status {run['status']}); resume it first"
+            )
+        if record.chip_path.exists():
+            raise UsageError(
+                f"run {record.id} went on on the chip, and its weights in floats are those of its "
+                f"export; what it learned is the program {record.chip_path}, which simulate takes"
             )
         if run["config"] is not None and stream is None:
             tests = TaskData.of_config(run["config"], data_dir=data_dir)

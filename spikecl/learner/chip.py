@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,18 +15,20 @@ from spikecl_hardware.loihi.messages import quantise_input
 from spikecl_hardware.loihi.program import Program
 from spikecl_hardware.loihi.quantise import Options, quantise
 from spikecl_hardware.loihi.replay import Taught
+from spikecl_hardware.loihi.semantics import DenseParameters
 from spikecl_hardware.loihi.student import Operations, Schedule, Student
 from torch import Tensor
 
 from spikecl.continual.compose import method_name
 from spikecl.continual.method import Lateral, MethodSpec
-from spikecl.encoding import Loss
+from spikecl.encoding import Loss, MeanDecoder, PopulationDecoder
 from spikecl.errors import HardwareError, PairingError
 from spikecl.interop.boundary import as_input, hardware_errors
 from spikecl.interop.loihi import TorchArrays
 from spikecl.interop.nir_out import to_nir
 from spikecl.learner.plan import ExportPlan, TrainPlan
-from spikecl.networks import Network
+from spikecl.networks import Gain, Network
+from spikecl.optim import OptimiserSpec, Sgd
 from spikecl.seeds import Seeds
 from spikecl.storage import State
 from spikecl.streams import Adapt, Export, Reveal, Stream, Unlearn
@@ -43,6 +46,7 @@ class OnChip:
         calibration: Encoded training samples [T, B, *features].
         lateral: Lateral weights that come along.
         feedback: Fixed weights [K, n] by hidden layer.
+        remaining: Experiences that it is to learn.
         rate: Learning rate.
         batch: Samples that meet the same weights.
         seed: Of what is drawn while it learns.
@@ -50,8 +54,9 @@ class OnChip:
         device: Where the emulator computes.
 
     Raises:
+        PairingError: Weights are not learned as they are, or outputs are no means over time.
         InteropError: A layer cannot be written; it is named.
-        HardwareError: Numbers fit no register, or layers not the chip.
+        HardwareError: Numbers fit no register, or layers not the chip; there is no Lava.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class OnChip:
         *,
         lateral: Lateral,
         feedback: Mapping[str, Tensor],
+        remaining: int,
         rate: float,
         batch: int,
         seed: int,
@@ -69,7 +75,10 @@ class OnChip:
         device: torch.device,
     ):
         self.plan, self.lateral, self.learned = plan, lateral, 0
+        _check_network(network)
         with hardware_errors():
+            if plan.backend == "lava":
+                lava.find()
             graph = to_nir(network, tuple(calibration.shape[2:]), meta=meta)
             self.shape = tuple(int(n) for n in graph.nodes["input"].input_type["input"])
             seen = as_input(calibration.detach().cpu(), self.shape).numpy()
@@ -80,10 +89,15 @@ class OnChip:
                 Schedule(rate, batch, plan.steps, plan.lateral_rate, seed),
                 rows={name: rows.double().cpu().numpy() for name, rows in lateral.rows.items()},
                 feedback={name: b.double().cpu().numpy() for name, b in feedback.items()},
+                gains=_gains(network, program),
                 arrays=TorchArrays(device),
                 logged=plan.backend == "lava",
             )
-            limits.check(self.student.deployed(), CHIPS[plan.chip], chips=plan.chips)
+            more: Counter[str] = Counter()
+            for experience in range(remaining):
+                more.update(lateral.more(experience))
+            for each in (self.student.deployed(), self.student.largest(more)):
+                limits.check(each, CHIPS[plan.chip], chips=plan.chips)
         self._compared: dict[str, str] = {}
 
     @property
@@ -133,8 +147,7 @@ class OnChip:
 
     def _lava(self, name: str, taught: Taught) -> str:
         """Let Lava learn the same, and refuse weights that it does not come to."""
-        if taught.log is None or len(taught.log) < taught.done:
-            return "not compared: the run was resumed within the experience"
+        assert taught.log is not None
         with hardware_errors():
             alone = replay.alone(taught.start, taught.mode, taught.gain)
             spikes, third = replay.played(taught.log, taught.gain)
@@ -176,6 +189,38 @@ class OnChip:
         self.student.load_state_dict(_arrays(state["student"]))
 
 
+def _check_network(network: Network) -> None:
+    """Refuse what the chip would learn otherwise than floats do."""
+    for name, synapse in network.synapses.items():
+        maps = [type(each).__name__ for each in synapse.maps if not isinstance(each, Gain)]
+        if maps:
+            raise PairingError(
+                f"weights of '{name}' are what {maps[0]} makes of those that learn; on the chip "
+                "they learn as they are: use a network without it"
+            )
+    if not isinstance(network.decoder, MeanDecoder | PopulationDecoder):
+        raise PairingError(
+            f"errors on the chip are those of means over time, and the network's readout decodes "
+            f"by {type(network.decoder).__name__}; use readout='mean_rate' or 'mean_current'"
+        )
+
+
+def _gains(network: Network, program: Program) -> dict[str, np.ndarray[Any, Any]]:
+    """Return what weights that are stored are multiplied by before neurons see them, by layer."""
+    found = {}
+    for name in program.populations:
+        (connection,) = (c for c in program.connections if c.target == name)
+        stored = network.synapses[name].weight.detach().double().cpu().numpy()
+        if not isinstance(connection.synapses, DenseParameters):
+            continue  # refused by name as it is to learn
+        whole = connection.dense.effective / program.manifest["scales"][name]["weight"]
+        if whole.shape != stored.shape:  # behind maps that were pooled
+            continue
+        power = (stored**2).sum(1)
+        found[name] = np.where(power > 0, (whole * stored).sum(1) / np.maximum(power, 1e-30), 1.0)
+    return found
+
+
 def _tensors(tree: Any) -> Any:
     if isinstance(tree, Mapping):
         return {key: _tensors(value) for key, value in tree.items()}
@@ -214,6 +259,7 @@ def check_export(
     methods: Sequence[MethodSpec],
     loss: Loss,
     train: TrainPlan,
+    optimiser: OptimiserSpec,
 ) -> None:
     """Refuse, before the run, an export that could not go on."""
     places = [event.index for event in stream if isinstance(event, Export)]
@@ -233,6 +279,12 @@ def check_export(
         raise PairingError(
             f"method '{deaf[0]}' cannot go on on the chip; after an export, 'hlop' or 'finetune' "
             "learn on"
+        )
+    plain = isinstance(optimiser, Sgd) and not (optimiser.momentum or optimiser.weight_decay)
+    if plan.rate is None and not plain:
+        raise PairingError(
+            "on the chip weights learn by plain gradient descent, which has no use for the rate of "
+            f"{optimiser}; say export.rate, such as 0.3"
         )
     if loss.per_step:
         raise PairingError(

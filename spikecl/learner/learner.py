@@ -114,7 +114,7 @@ class Learner:
         check_input(network, encoder)
         check_loss(network, self.loss)
         check_schedule(stream, optimiser)
-        check_export(stream, export, methods, self.loss, plan)
+        check_export(stream, export, methods, self.loss, plan, optimiser)
         self.heads = Heads(head, stream, device)
         self.stream, self.network, self.encoder, self.trainer = stream, network, encoder, trainer
         self.plan, self.seeds, self.device = plan, seeds, device
@@ -289,6 +289,9 @@ class Learner:
             lateral=next((found for found in travels if found.rows), travels[0]),
             feedback=feedback_of(
                 self.export, self.network, self._variables, self.seeds, seen[:, :1]
+            ),
+            remaining=sum(
+                isinstance(e, Experience) and e.index > self.at.event for e in self.stream
             ),
             rate=self.export.rate or self._optimiser_spec.lr,
             batch=self.plan.batch,

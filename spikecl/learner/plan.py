@@ -42,15 +42,18 @@ class ExportPlan:
 
     The network is quantised as ``spikecl export`` does it, with the lateral weights of its method,
     and goes on learning in the emulator: errors gate, sources replay what no earlier task uses.
-    Weights learn; biases, thresholds and norms stay as they were.
+    Weights learn; biases, thresholds and norms stay as they were. A sample has its share of a whole
+    batch, in the short last one of an epoch too.
 
     Args:
         after: Experiences that are learned before it.
         backend: Where the rest is learned: in the ``emulator``; with ``lava``, Lava then learns the
             same from the same spikes and factors, and has to come to the same weights.
         layers: Which layers learn: ``all``, or the ``readout`` alone.
-        rate: Learning rate on the chip; without it that of the optimiser. It has no schedule.
-        steps: Steps of a replay, and so its largest number of spikes.
+        rate: Learning rate on the chip, without schedule; by default that of the optimiser, if it
+            is plain gradient descent.
+        steps: Steps of a replay, and so its largest number of spikes. One replay can change weights
+            most with 7, 14 or 28 of them.
         lateral_rate: Step of new lateral weights, relative to the variance that is left to learn.
         calibrate: Training samples that scales are measured on.
         headroom: Largest weight that integers can hold, over the largest one at the export.
@@ -63,7 +66,7 @@ class ExportPlan:
     backend: Literal["emulator", "lava"] = "emulator"
     layers: Literal["all", "readout"] = "all"
     rate: PositiveFloat | None = None
-    steps: Annotated[int, Field(ge=1, le=127)] = 16
+    steps: Annotated[int, Field(ge=1, le=62)] = 14
     lateral_rate: PositiveFloat = 1.0
     calibrate: PositiveInt = 256
     headroom: Annotated[float, Field(ge=1, le=4)] = 1.25

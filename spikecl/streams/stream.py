@@ -85,11 +85,13 @@ class Stream:
         return replace(self, length=n, eval_sets={k: s for k, s in sets.items() if s.taught})
 
     def exported(self, after: int) -> Stream:
-        """Return the same events with an export behind the first ones.
+        """Return the same events with an export behind the first ones, unless it is there already.
 
         Args:
             after: Events before it; at least one more has to follow.
         """
+        if self.identity.get("export") == after:
+            return self
         if not 1 <= after < self.length:
             raise UsageError(
                 f"export after {after} events of a stream of {self.length}; 1 to "

@@ -75,6 +75,7 @@ def test_what_a_run_leaves(make, tmp_path):
     assert all({"metric", "value", "event", "phase"} <= set(row) for row in steps)
     assert [r["value"] for r in steps if r["phase"] == "cost"] == rows
     (program,) = (path / "export").iterdir()
+    assert program == result.record.chip_path
     loaded = Program.load(program)
     assert {"input.lateral", "hidden1.lateral"} <= set(loaded.populations)
     assert any(c.learning is not None for c in loaded.connections)
@@ -98,6 +99,16 @@ def test_without_the_section_nothing_changes(make):
     assert without.export is None and "export" not in without.table()
     assert with_it.identity() != without.identity()
     assert parse_config(with_it.table()) == with_it
+
+
+def test_an_export_of_floats_does_not_replace_what_the_chip_learned(make, tmp_path):
+    record = run_config(make(), runs_dir=tmp_path).record
+    before = record.chip_path.read_bytes()
+    for options in (["--to", "loihi"], ["--to", "nir"], ["--to", "loihi", "--fine-tune", "1"]):
+        made = CliRunner().invoke(app, ["export", str(record.path), *options])
+        assert isinstance(made.exception, UsageError)
+        assert "went on on the chip" in str(made.exception)
+    assert record.chip_path.read_bytes() == before
 
 
 # ---- resuming -----------------------------------------------------------------------------------
@@ -197,6 +208,10 @@ def test_a_call_is_what_the_file_says(data, make, tmp_path):
     [
         ({"export": {"after": 3}}, UsageError, "1 to 2"),
         ({"export": {"after": 99}}, UsageError, "1 to 2"),
+        ({"optimiser": {"name": "adam", "lr": 0.01}}, PairingError, "say export.rate"),
+        ({"optimiser": {"sgd": {"momentum": 0.9}}}, PairingError, "say export.rate"),
+        ({"network": {"spiking_mlp": {"readout": "sum"}}}, PairingError, "mean_rate"),
+        ({"network": {"spiking_mlp": {"binary": "fixed"}}}, PairingError, "Binarise"),
         ({"method": {"name": "ewc"}}, PairingError, "'ewc' cannot go on on the chip"),
         ({"method": {"name": ["hlop", "er"]}}, PairingError, "'er' cannot go on on the chip"),
     ],
@@ -213,7 +228,7 @@ def test_a_run_that_could_not_go_on_does_not_begin(make, tmp_path, changes, erro
         ({"after": 0}, "export.after"),
         ({"after": -1}, "export.after"),
         ({"steps": 0}, "export.steps"),
-        ({"steps": 128}, "export.steps"),
+        ({"steps": 63}, "export.steps"),
         ({"rate": 0.0}, "export.rate"),
         ({"headroom": 0.5}, "export.headroom"),
         ({"headroom": 9.0}, "export.headroom"),

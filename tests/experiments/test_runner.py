@@ -217,7 +217,7 @@ def test_steps_are_long_rows_without_times(make, tmp_path):
     rows = [json.loads(line) for line in (result.path / "steps.jsonl").read_text().splitlines()]
     keys = {"event", "phase", "epoch", "step", "samples_seen", "eval_set", "metric", "value"}
     assert all(set(row) == keys for row in rows)
-    assert {row["phase"] for row in rows} == {"train", "test", "report"}
+    assert {row["phase"] for row in rows} == {"train", "test", "report", "cost"}
     assert not re.search("wall|cpu|time|second", (result.path / "steps.jsonl").read_text())
     assert result.steps() == rows
     train = [row for row in rows if row["metric"] == "loss"]

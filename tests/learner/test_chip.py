@@ -256,8 +256,8 @@ REFUSED = {
     ),
     "recurrent": (
         {"network": SpikingRecurrentNet(hidden=(8,), neuron=LIF0)},
-        HardwareError,
-        "in a row|reset_time|recurrent",
+        PairingError,
+        "recurrent",
     ),
     "not spiking": ({"network": Mlp(hidden=(8,))}, (InteropError, HardwareError), "spik|ReLU|relu"),
     "rate": ({"rate": 900.0}, HardwareError, "lower rate"),
@@ -298,6 +298,49 @@ def test_a_place_outside_the_stream_is_refused():
     for after in (0, TASKS, 9):
         with pytest.raises(UsageError, match="1 to 2"):
             stream_of(None).exported(after)
+
+
+def test_rows_to_come_are_counted_before_anything_is_learned(monkeypatch):
+    def cores(method) -> int:
+        seen = []
+        check = chip.limits.check
+        monkeypatch.setattr(chip.limits, "check", lambda p, *a, **k: seen.append(p))
+        next(learner_of([method]).ticks())
+        monkeypatch.setattr(chip.limits, "check", check)
+        largest = seen[-1]
+        assert all(c.learning is not None for c in largest.connections)
+        return sum(p.size for n, p in largest.populations.items() if n.endswith(".lateral"))
+
+    assert cores(hlop()) == 3 * (3 + 6)
+    assert cores(Hlop(rows=((0, 0), (0, 0), (5, 7)))) == 5 + 7
+
+
+@pytest.mark.parametrize("gain", [0.5, 1.0, 3.0])
+def test_weights_learn_at_the_rate_of_what_is_stored(gain):
+    network = SpikingMlp(hidden=(HIDDEN,), neuron=LIF0, gain=gain)
+    learner = learner_of(network=network, rate=0.1, plan={"epochs": 1}, headroom=4.0)
+    next(tick for tick in learner.ticks() if learner.chip is not None)
+    student = learner.chip.student
+    assert [each.factor for each in learner.network.synapses["hidden1"].maps] == (
+        [] if gain == 1 else [gain]
+    )
+    before = {name: layer.weights.w.copy() for name, layer in student.layers.items()}
+    x = learner.encoder.encode(learner.stream[3].train.load().x[:6], learner.statistics, None)
+    error = np.random.default_rng(0).uniform(-1, 1, (6, CLASSES))
+    wanted = dict.fromkeys(before, 0.0)
+    for _ in range(40):
+        seen = student.learn(learner.chip._whole(x), lambda z: error)
+        fired = seen.record.spikes["hidden1"].sum(0)
+        hidden = error @ student.feedback["hidden1"] * ((fired > 0) & (fired < T))
+        for name, f, factor in (("hidden1", hidden, gain), ("readout", error, 1.0)):
+            wanted[name] = wanted[name] + 0.1 / 6 * factor**2 * f.T @ seen.left[name]
+    for name, layer in student.layers.items():
+        assert layer.cut == layer.weights.clipped == layer.weights.lost == 0
+        moved = (layer.weights.w - before[name]) / student.program.manifest["scales"][name][
+            "weight"
+        ]
+        slope = (moved * wanted[name]).sum() / (wanted[name] ** 2).sum()
+        assert slope == pytest.approx(1, abs=0.05), name
 
 
 def test_an_export_has_its_place_in_the_stream():

@@ -21,8 +21,9 @@ The closed form here is, bit for bit, what `engine` and Lava make of :func:`lear
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +45,8 @@ from spikecl_hardware.loihi.semantics import DenseParameters, LIFParameters, Sig
 CARRY = 32  # tag units that make a step of a weight
 LARGEST = 126  # of a factor, which is even
 LEAST_GAIN, MOST_REPEATS = 2.0**-8, 16
+COUNTERS = ("clipped", "lost", "updates", "spikes")
+MOST_STEPS = 62  # an epoch has at most 63, one more than a phase
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Gain:
     """How numbers become spikes, factors and tags.
 
     Args:
-        steps: Largest number of spikes in a phase, 1 to 127.
+        steps: Largest number of spikes in a phase, 1 to 62.
         tags: Tag units of one spike and a factor of 1: a power of two.
         factor: Whole number that a factor of 1 becomes.
         repeats: How often a sample is replayed, because tags cannot hold all that it changes.
@@ -75,8 +78,8 @@ class Gain:
         Raises:
             RuleError: Such a change is beyond what tags hold in 16 replays.
         """
-        if not 1 <= steps <= TRACE_MAX:
-            raise RuleError(f"phases of {steps} steps; 1 to {TRACE_MAX} is allowed")
+        if not 1 <= steps <= MOST_STEPS:
+            raise RuleError(f"phases of {steps} steps; 1 to {MOST_STEPS} is allowed")
         if not (0 < change < math.inf and 0 < largest < math.inf):
             raise RuleError(f"change {change:g}, factors to {largest:g}; above 0 is allowed")
         repeats = math.ceil(change * largest / most_change(steps, mixed=mixed))
@@ -168,7 +171,7 @@ class Taught:
         """Start with clear tags."""
         self.start = weights.astype(np.int64)
         self.log: list[Phase] | None = [] if logged else None
-        self.w, self.t = weights.astype(np.int32), np.zeros(weights.shape, np.int32)
+        self.w, self.t = weights.astype(np.int32), np.zeros(weights.shape, np.float32)
         self.mode, self.gain = mode, gain
         self.done = self.clipped = self.lost = self.updates = self.spikes = 0
         self._draws = _Draws(gain, 0)
@@ -192,13 +195,16 @@ class Taught:
         self.spikes += int(phase.counts.sum())
         if not (len(sent) and len(told)):
             return
-        at = np.ix_(told, sent)
-        moved = self.t[at] + _product(third[:, told], phase.counts[sent], self.gain)
-        lower = np.floor(moved)
+        moved = self.t[told] + _product(third[:, told], phase.counts, self.gain)
+        whole = np.floor(moved)
+        moved -= whole
+        # fractions are multiples of a power of two, and so the number to compare with may be
+        whole += moved > np.float32(math.floor(draw / self.gain.tags) * self.gain.tags)
         low, high = RANGES["t"]
-        whole = lower + (draw < moved - lower)
-        self.lost += int(((whole < low) | (whole > high)).sum())
-        self.t[at] = whole.clip(low, high)
+        if whole.min() < low or whole.max() > high:
+            self.lost += int(((whole < low) | (whole > high)).sum())
+            whole.clip(low, high, out=whole)
+        self.t[told] = whole
         self._pending = told
 
     def _carry(self) -> None:
@@ -206,12 +212,15 @@ class Taught:
         if not len(rows):
             return
         tags = self.t[rows]
-        steps = -tags >> 5
+        steps = np.floor(tags / -CARRY)
         low, high = WEIGHTS[self.mode]
-        grown = self.w[rows] + (steps << int(self.mode is SignMode.MIXED))
-        self.clipped += int(((grown < low) | (grown > high)).sum())
-        self.w[rows] = grown.clip(low, high)
-        self.t[rows] = tags + (steps << 5)
+        grown = self.w[rows] + (1 + (self.mode is SignMode.MIXED)) * steps.astype(np.int32)
+        if grown.min() < low or grown.max() > high:
+            self.clipped += int(((grown < low) | (grown > high)).sum())
+            grown.clip(low, high, out=grown)
+        self.w[rows] = grown
+        steps *= CARRY
+        self.t[rows] = tags + steps
         self._pending = rows[:0]
 
     def settle(self) -> Array:
@@ -220,18 +229,34 @@ class Taught:
         self.phase(Phase(np.zeros(n_in, np.int64), np.zeros((2, n_out), np.int64)))
         return self.w.astype(np.int64)
 
-    def resume(self, w: Array, t: Array, done: int, **counters: int) -> None:
-        """Go on from weights and tags after so many phases; what came before is not in the log."""
-        self.w, self.t, self.done = np.array(w, np.int32), np.array(t, np.int32), done
-        for name, value in counters.items():
-            setattr(self, name, value)
-        self._draws, self._pending = _Draws(self.gain, done), np.arange(len(w))
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to go on."""
+        kept = {name: getattr(self, name) for name in ("start", "w", "t", "done", *COUNTERS)}
+        if not self.log:
+            return kept
+        counts = np.stack([phase.counts for phase in self.log]).astype(np.int16)
+        third = np.stack([phase.third for phase in self.log]).astype(np.int16)
+        return {**kept, "counts": counts, "third": third}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        self.start = np.array(state["start"], np.int64)
+        self.w, self.t = np.array(state["w"], np.int32), np.array(state["t"], np.float32)
+        for name in ("done", *COUNTERS):
+            setattr(self, name, state[name])
+        self._draws, self._pending = _Draws(self.gain, self.done), np.arange(len(self.w))
+        if self.log is not None and "counts" in state:
+            pairs = zip(state["counts"], state["third"], strict=True)
+            self.log = [Phase(*(each.astype(np.int64) for each in pair)) for pair in pairs]
 
 
 def _product(third: Array, counts: Array, gain: Gain) -> Array:
     """Return what tags gain; where a factor has become odd, it is rounded down as on the chip."""
+    if not (third & 1).any():
+        factors = (third[1] - third[0]).astype(np.float32) * np.float32(gain.tags)
+        return np.outer(factors, counts.astype(np.float32))
     up, down = 4 * third[:, :, None] * counts
-    made: Array = ((-up >> 3) + (down >> 3)) * (2 * gain.tags)
+    made: Array = (((-up >> 3) + (down >> 3)) * (2 * gain.tags)).astype(np.float32)
     return made
 
 

@@ -10,8 +10,8 @@ For each batch, in order of execution, with means over the steps of a sample::
 
 ``e`` is the error of the outputs, ``B`` fixed; a whole batch meets the same weights. The chip runs,
 answers with its lateral neurons, and learns (:mod:`~spikecl_hardware.loihi.replay`); the host
-beside it forms the error and what sources replay. Rows protect when their task is over; nobody
-makes them orthonormal, Hebbian learning has to do.
+beside it forms the error and what sources replay. Rows protect when their task is over; as the next
+one begins, the host writes them again, orthonormal.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ import numpy.typing as npt
 
 from spikecl_hardware.loihi.decode import logits
 from spikecl_hardware.loihi.emulator import NUMPY, Arrays, emulate
-from spikecl_hardware.loihi.lateral import Rows, responses, sent, with_lateral
+from spikecl_hardware.loihi.lateral import SUFFIX, Rows, responses, sent, with_lateral
 from spikecl_hardware.loihi.learning import Array
 from spikecl_hardware.loihi.operations import count
 from spikecl_hardware.loihi.plastic import with_weights
 from spikecl_hardware.loihi.program import INPUT, Connection, Program, ProgramError
-from spikecl_hardware.loihi.replay import Gain, Taught, learning, most_change
+from spikecl_hardware.loihi.replay import LARGEST, Gain, Taught, learning, most_change
+from spikecl_hardware.loihi.rules import RuleError
 from spikecl_hardware.loihi.semantics import DenseParameters, SignMode
 from spikecl_hardware.record import Record
 
+ROOM = 1.5  # what a projection leaves can be larger than what came
 Errors = Callable[[Array], Array]
 """From logits [B, K] to what each sample should have more of [B, K]: minus the loss's gradient."""
 
@@ -44,8 +46,9 @@ class Schedule:
 
     Args:
         rate: Learning rate, in the units of the network that was exported.
-        batch: Samples that meet the same weights.
-        steps: Steps of a replay, and so its largest number of spikes, 1 to 127.
+        batch: Samples that meet the same weights. A sample changes them by its share of such a
+            batch, in a shorter one too.
+        steps: Steps of a replay, and so its largest number of spikes, 1 to 62.
         step: Of lateral weights, relative to the variance of what is left to learn; less where one
             replay could not change them so much.
         seed: Of the rounding of spikes and factors, and of where new rows start.
@@ -53,7 +56,7 @@ class Schedule:
 
     rate: float
     batch: int
-    steps: int = 16
+    steps: int = 14
     step: float = 1.0
     seed: int = 0
 
@@ -80,21 +83,25 @@ class Layer:
         source: What it listens to.
         weights: Its synapses.
         message: What a source's number is divided by, to be in the units of the network.
-        largest: What a source sends in a step at most, in those units.
+        largest: What a source replays at most, in those units.
+        slope: What a step of its weights moves their product with all gains by [n].
         kept: Lateral rows of earlier tasks, how many.
         rows: All lateral rows.
         growing: Those that learn; none while nothing was seen of a task.
-        reach: Largest response and largest activity that ``growing`` was made for.
+        reach: Largest response, largest activity and variance that ``growing`` was made for.
+        cut: Numbers that were too large for a replay.
     """
 
     source: str
     weights: Taught
     message: float
     largest: float
+    slope: Array
     kept: int
     rows: Rows
     growing: Taught | None = None
-    reach: tuple[float, float] = (1.0, 1.0)
+    reach: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    cut: int = 0
 
 
 class Student:
@@ -105,6 +112,8 @@ class Student:
         schedule: How it learns.
         rows: Lateral weights H [k, n] by layer, orthonormal, in the units of the network.
         feedback: Fixed weights B [K, n] by hidden layer; a layer without any does not learn.
+        gains: What weights that are stored are multiplied by, before neurons see them, by layer
+            [n]; none is 1. The rate is that of what is stored.
         arrays: Library that the emulator computes with.
         logged: Whether what synapses are taught is kept, so that Lava can learn the same.
 
@@ -124,6 +133,7 @@ class Student:
         *,
         rows: Mapping[str, npt.ArrayLike] | None = None,
         feedback: Mapping[str, npt.ArrayLike] | None = None,
+        gains: Mapping[str, npt.ArrayLike] | None = None,
         arrays: Arrays = NUMPY,
         logged: bool = False,
     ):
@@ -135,13 +145,15 @@ class Student:
         found = in_a_row(program)
         last = program.readout.population
         self.layers = {
-            name: self._layer(c, (rows or {}).get(name))
+            name: self._layer(c, (rows or {}).get(name), (gains or {}).get(name, 1.0))
             for name, c in found.items()
             if name == last or name in self.feedback
         }
         self._listening = self._with_lateral()
 
-    def _layer(self, connection: Connection, rows: npt.ArrayLike | None) -> Layer:
+    def _layer(
+        self, connection: Connection, rows: npt.ArrayLike | None, gain_of: npt.ArrayLike
+    ) -> Layer:
         manifest, schedule, name = self.program.manifest, self.schedule, connection.target
         n = int(np.prod(self.program.shape(connection.source)))
         message = largest = 1.0
@@ -153,13 +165,19 @@ class Student:
             raise ProgramError(
                 f"lateral rows of '{name}' have shape {h.shape}; [rows, {n}] is allowed"
             )
-        synapses = connection.dense
+        synapses, largest = connection.dense, ROOM * largest
+        slope = np.broadcast_to(np.square(gain_of, dtype=np.float64), len(synapses.effective))
         factor = 1.0 if name not in self.feedback else 2 * float(abs(self.feedback[name]).max())
         change = schedule.rate / schedule.batch * manifest["scales"][name]["weight"] * largest
         mixed = synapses.mode is SignMode.MIXED
-        gain = Gain.of(change, steps=schedule.steps, largest=factor, mixed=mixed)
-        taught = Taught(synapses.effective, synapses.mode, gain)
-        return Layer(connection.source, taught, message, largest, len(h), Rows.of(h))
+        try:
+            gain = Gain.of(
+                change, steps=schedule.steps, largest=factor * float(slope.max()), mixed=mixed
+            )
+        except RuleError as error:
+            raise RuleError(f"'{name}', learning rate {schedule.rate:g}: {error}") from None
+        taught = Taught(synapses.effective, synapses.mode, gain, logged=self._logged)
+        return Layer(connection.source, taught, message, largest, slope, len(h), Rows.of(h))
 
     def _with_lateral(self) -> Program:
         return with_lateral(self.program, {each.source: each.rows for each in self.layers.values()})
@@ -182,6 +200,24 @@ class Student:
             for c in program.connections
         )
         return replace(program, connections=connections)
+
+    def largest(self, more: Mapping[str, int]) -> Program:
+        """Return what has to fit the chip when so many more rows are there, and all may learn."""
+        rows = {}
+        for name, layer in self.layers.items():
+            n = layer.rows.weights.shape[1]
+            count_ = min(len(layer.rows.weights) + more.get(name, 0), n)
+            rows[layer.source] = Rows.of(np.eye(count_, n))
+        program = with_lateral(self.program, rows)
+        learned = {*self.layers, *(f"{layer.source}{SUFFIX}" for layer in self.layers.values())}
+
+        def plastic(c: Connection) -> Connection:
+            synapses = replace(c.dense, num_message_bits=0)  # replays are spikes
+            rule = learning(Gain(1, 1.0, 1.0), synapses.mode)
+            return replace(c, synapses=synapses, learning=rule)
+
+        made = tuple(plastic(c) if c.target in learned else c for c in program.connections)
+        return replace(program, connections=made)
 
     # ---- running --------------------------------------------------------------------------------
 
@@ -212,13 +248,12 @@ class Student:
             taught = layer.weights
             start = taught.w.astype(np.int64)
             layer.weights = Taught(start, taught.mode, taught.gain, logged=self._logged)
-            layer.kept, layer.growing = len(layer.rows.weights), None
-            n = layer.rows.weights.shape[1]
-            count_ = min((new or {}).get(name, 0), n - layer.kept)
-            if count_ > 0:
-                generator = np.random.default_rng([self.schedule.seed, 1, position, layer.kept])
-                rows = _more(layer.rows.values, count_, generator)
-                layer.rows = Rows.of(rows, largest=2 * float(abs(rows).max()))
+            rows, n = layer.rows.values, layer.rows.weights.shape[1]
+            rows = rows[: layer.kept] if layer.growing is None else _orthonormal(rows)
+            count_, layer.kept = min((new or {}).get(name, 0), n - len(rows)), len(rows)
+            generator = np.random.default_rng([self.schedule.seed, 1, position, layer.kept])
+            rows, layer.growing, layer.cut = _more(rows, count_, generator), None, 0
+            layer.rows = Rows.of(rows, largest=2 * float(abs(rows).max(initial=0.0)))
         self._listening = self._with_lateral()
 
     def learn(self, inputs: npt.ArrayLike, errors: Errors) -> Seen:
@@ -227,10 +262,8 @@ class Student:
         error = np.asarray(errors(seen.logits), dtype=np.float64)
         generator = np.random.default_rng([self.schedule.seed, 0, self.done])
         for name, layer in self.layers.items():
-            gain = layer.weights.gain
-            counts = gain.counts(seen.left[name] / layer.largest, generator)
-            factors = gain.factors(self._factors(name, error, seen.record), generator)
-            self._teach(layer.weights, counts, factors)
+            factors = self._factors(name, error, seen.record) * layer.slope
+            self._teach(layer, layer.weights, seen.left[name] / layer.largest, factors, generator)
             if layer.kept < len(layer.rows.weights):
                 self._grow(layer, seen.left[name], generator)
         self.program = self._taught()
@@ -238,14 +271,23 @@ class Student:
         self.done += 1
         return seen
 
-    def _teach(self, taught: Taught, counts: Array, factors: Array) -> None:
-        before = taught.updates, taught.spikes
-        for x, f in zip(counts, factors, strict=True):
-            taught.learn(x, f)
+    def _teach(
+        self, layer: Layer, taught: Taught, x: Array, f: Array, generator: np.random.Generator
+    ) -> None:
+        """Replay numbers x [B, n_in], -1 to 1, with factors f [B, n_out]."""
+        gain, before = taught.gain, np.array([taught.updates, taught.spikes, taught.done])
+        layer.cut += int((abs(x) > 1).sum() + (abs(f) * gain.factor > LARGEST).sum())
+        pairs = zip(gain.counts(x, generator), gain.factors(f, generator), strict=True)
+        for counts, factors in pairs:
+            taught.learn(counts, factors)
         taught.settle()
-        updates, spikes = taught.updates - before[0], taught.spikes - before[1]
+        now = np.array([taught.updates, taught.spikes, taught.done])
+        updates, spikes, phases = (now - before).tolist()
+        neurons = len(taught.w) + (0 if layer.source == INPUT else x.shape[1])
         self.operations += Operations(
-            synaptic_events=spikes * len(taught.w), synaptic_updates=updates
+            synaptic_events=spikes * len(taught.w),
+            neuron_updates=phases * (gain.steps + 1) * neurons,
+            synaptic_updates=updates,
         )
 
     def _factors(self, name: str, error: Array, record: Record) -> Array:
@@ -265,18 +307,19 @@ class Student:
             variance = float((x**2).sum(1).mean())
             if variance < 1e-9:  # nothing is left to learn from
                 return
-            layer.reach = float(np.sqrt((x**2).sum(1).max())), float(abs(x).max())
-            change = self.schedule.step / (self.schedule.batch * variance) * np.prod(layer.reach)
+            most_y, most_x = float(np.sqrt((x**2).sum(1).max())), ROOM * float(abs(x).max())
+            change = self.schedule.step / (self.schedule.batch * variance) * most_y * most_x
             steps = self.schedule.steps
-            units = min(float(change) * layer.rows.scale, most_change(steps))
-            gain = Gain.of(units, steps=steps, largest=1.0)
-            layer.growing = Taught(layer.rows.weights, SignMode.MIXED, gain, logged=self._logged)
-        gain, (most_y, most_x) = layer.growing.gain, layer.reach
-        counts = gain.counts((x - y @ h) / most_x, generator)
-        factors = np.zeros((len(x), len(layer.rows.weights)), np.int64)
-        factors[:, layer.kept :] = gain.factors(y / most_y, generator)
-        self._teach(layer.growing, counts, factors)
-        layer.rows = layer.rows._replace(weights=layer.growing.w.astype(np.int64))
+            units = min(change * layer.rows.scale, most_change(steps))
+            layer.reach, gain = (most_y, most_x, variance), Gain.of(units, steps=steps, largest=1.0)
+            layer.growing = Taught(
+                layer.rows.weights[layer.kept :], SignMode.MIXED, gain, logged=self._logged
+            )
+        most_y, most_x, variance = layer.reach
+        calmer = min(1.0, variance / max(float((x**2).sum(1).mean()), 1e-9))  # or rows run away
+        self._teach(layer, layer.growing, (x - y @ h) / most_x, calmer * y / most_y, generator)
+        old = layer.rows.weights[: layer.kept]
+        layer.rows = layer.rows._replace(weights=np.vstack([old, layer.growing.w.astype(np.int64)]))
 
     def _taught(self) -> Program:
         made = {
@@ -288,16 +331,23 @@ class Student:
     # ---- what there is to say -------------------------------------------------------------------
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """Return, by layer, rows, their defect, weights at their ends and tags that were cut."""
-        return {
-            name: {
+        """Return, by layer, rows and their defect, and how often numbers met their ends.
+
+        The defect is the largest eigenvalue of ``H H^T - 1`` in magnitude, of rows as learned.
+        ``weights_clipped``: of weights; ``tags_clipped``: of tags; ``replays_clipped``: of spikes
+        and factors of replays; since the task began, those of its new rows among them.
+        """
+        found = {}
+        for name, layer in self.layers.items():
+            both = [each for each in (layer.weights, layer.growing) if each is not None]
+            found[name] = {
                 "rows": len(layer.rows.weights),
                 "orthonormality_defect": _defect(layer.rows.values),
-                "weights_clipped": layer.weights.clipped,
-                "tags_clipped": layer.weights.lost,
+                "weights_clipped": sum(each.clipped for each in both),
+                "tags_clipped": sum(each.lost for each in both),
+                "replays_clipped": layer.cut,
             }
-            for name, layer in self.layers.items()
-        }
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on."""
@@ -364,40 +414,46 @@ def in_a_row(program: Program) -> dict[str, Connection]:
 
 
 def _more(rows: Array, count_: int, generator: np.random.Generator) -> Array:
-    """Return rows [k + count, n], the new ones small, at random, outside of the others."""
+    """Return rows [k + count, n], the new ones at random, outside of the others."""
+    if count_ < 1:
+        return rows
     drawn = generator.standard_normal((count_, rows.shape[1]))
     basis = np.linalg.qr(np.vstack([rows, drawn]).T)[0].T
     return np.vstack([rows, basis[len(rows) :]])
 
 
+def _orthonormal(rows: Array) -> Array:
+    """Return an orthonormal basis of rows, in their order."""
+    basis, r = np.linalg.qr(rows.T)
+    made: Array = (basis * np.where(np.diag(r) < 0, -1.0, 1.0)).T
+    return made
+
+
 def _defect(rows: Array) -> float:
-    """Return the largest entry of ``H H^T - 1``."""
-    return float(abs(rows @ rows.T - np.eye(len(rows))).max(initial=0.0))
+    """Return the largest eigenvalue of ``H H^T - 1`` in magnitude."""
+    return float(np.linalg.norm(rows @ rows.T - np.eye(len(rows)), 2)) if len(rows) else 0.0
 
 
 def _state(layer: Layer) -> dict[str, Any]:
     growing = layer.growing
     return {
-        "weights": _kept(layer.weights),
+        "weights": layer.weights.state_dict(),
         "kept": layer.kept,
         "rows": layer.rows.weights,
         "scale": layer.rows.scale,
         "reach": list(layer.reach),
-        "growing": {} if growing is None else {**_kept(growing), **vars(growing.gain)},
+        "cut": layer.cut,
+        "growing": {} if growing is None else {**growing.state_dict(), **vars(growing.gain)},
     }
 
 
-def _kept(taught: Taught) -> dict[str, Any]:
-    counters = ("done", "clipped", "lost", "updates", "spikes")
-    return {"w": taught.w, "t": taught.t, **{key: getattr(taught, key) for key in counters}}
-
-
 def _restore(layer: Layer, state: Mapping[str, Any]) -> None:
-    layer.weights.resume(**state["weights"])
-    layer.kept, layer.reach = state["kept"], tuple(state["reach"])
+    layer.weights.load_state_dict(state["weights"])
+    layer.kept, layer.reach, layer.cut = state["kept"], tuple(state["reach"]), state["cut"]
     layer.rows = Rows(np.asarray(state["rows"]), state["scale"])
     layer.growing = None
     if told := dict(state["growing"]):
         gain = Gain(**{each.name: told.pop(each.name) for each in fields(Gain)})
-        layer.growing = Taught(layer.rows.weights, SignMode.MIXED, gain)
-        layer.growing.resume(**told)
+        rows, logged = layer.rows.weights[layer.kept :], layer.weights.log is not None
+        layer.growing = Taught(rows, SignMode.MIXED, gain, logged=logged)
+        layer.growing.load_state_dict(told)
