@@ -157,7 +157,7 @@ class Network(nn.Module):
                 samples.
         """
         use: Mapping[str, Tensor] = self.weights() if weights is None else weights
-        self._check(x, state, next(iter(use.values())))
+        self._check(x, state, use)
         if isinstance(taps, Taps) and self._direct:
             taps.direct.update({n: use[n].detach().requires_grad_() for n in self._direct})
             use = {**use, **taps.direct}
@@ -221,8 +221,11 @@ class Network(nn.Module):
                 outputs.append(made)
         return torch.cat(outputs)
 
-    def _check(self, x: Tensor, state: Mapping[str, State] | None, weight: Tensor) -> None:
-        """Refuse input that no layer could take, and state of another network."""
+    def _check(
+        self, x: Tensor, state: Mapping[str, State] | None, use: Mapping[str, Tensor]
+    ) -> None:
+        """Refuse input that no layer could take, state of another network, and mixed devices."""
+        weight = next(iter(use.values()))
         if x.dim() < 3 or not x.shape[0]:
             raise UsageError(
                 f"{_described(x)}; it must be [T, B, *features] with at least one step"
@@ -232,6 +235,12 @@ class Network(nn.Module):
                 f"{_described(x)}; the network's weights are {weight.dtype} on {weight.device}; "
                 "convert one"
             )
+        for name, each in use.items():
+            if each.device != weight.device:
+                raise UsageError(
+                    f"'{name}' is on {each.device}, other weights are on {weight.device}; move the "
+                    "whole network: network.to(device)"
+                )
         for name, layer in self._plan:
             if self.layers[name] is not layer or layer.synapse is not self._synapses[name]:
                 raise UsageError(

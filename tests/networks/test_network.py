@@ -322,3 +322,13 @@ def test_silent_input_gives_the_bias_alone():
     logits = network(torch.zeros(T, B, IN, dtype=torch.float64)).logits
     torch.testing.assert_close(logits, network.weights()["readout.bias"].expand(B, CLASSES))
     assert math.isfinite(float(logits.detach().sum()))
+
+
+def test_mixed_devices_are_refused():
+    network = make()
+    network.layers["readout"].to("meta")
+    with pytest.raises(UsageError, match=r"'readout\.weight' is on meta.*whole network"):
+        network(encoded("rate"))
+    network.to("meta")
+    with pytest.raises(UsageError, match="on cpu.*on meta"):
+        network(encoded("rate"))
