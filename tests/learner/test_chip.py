@@ -211,21 +211,31 @@ def test_wherever_it_stops_it_goes_on_the_same(tmp_path):
 # ---- Lava ---------------------------------------------------------------------------------------
 
 
-def test_lava_comes_to_the_same_weights():
-    learner = learner_of(
-        [hlop()],
-        stream=stream_of(1, tasks=2, size=12),
-        network=SpikingMlp(hidden=(8,), neuron=LIF0),
-        plan={"epochs": 1},
-        after=1,
-        steps=4,
-        backend="lava",
-        lava_limit_s=200,
-    )
-    rows = run(learner)
-    (said,) = (r["value"]["lava"] for r in rows if r["metric"] == "chip" and r["event"] == 2)
+def test_lava_comes_to_the_same_weights_in_a_run_that_was_resumed_too(tmp_path):
+    def fresh():
+        return learner_of(
+            [hlop()],
+            stream=stream_of(1, tasks=2, size=12),
+            network=SpikingMlp(hidden=(8,), neuron=LIF0),
+            plan={"epochs": 1},
+            after=1,
+            steps=4,
+            backend="lava",
+            lava_limit_s=200,
+        )
+
+    learner, rows = fresh(), []
+    for tick in learner.ticks():
+        rows.append(list(tick.rows))
+        if tick.position.event == 2 and tick.kind == "step":
+            save_state(tmp_path / "within", learner.state_dict())
+            rows.clear()
+    (said,) = (r["value"]["lava"] for part in rows for r in part if r["metric"] == "chip")
     assert set(said.values()) == {"equal"}
     assert {"hidden1", "readout"} <= set(said)
+    later = fresh()
+    later.load_state_dict(load_state(tmp_path / "within"))
+    assert [row for tick in later.ticks() for row in tick.rows] == [r for p in rows for r in p]
 
 
 # ---- what is refused ----------------------------------------------------------------------------
