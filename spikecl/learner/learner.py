@@ -169,6 +169,8 @@ class Learner:
         self.prepare()
         while self.at.event < len(self.stream):
             if self.at.stage == "train":
+                if self.at.epoch == self.at.step == 0:
+                    self._before = self.at.samples
                 yield from self._handle()
                 self.at.stage, self.at.epoch, self.at.step = "test", 0, 0
             yield from self._test()
@@ -179,7 +181,6 @@ class Learner:
             reports = [self.row("report", name, said[name]) for name in said]
             self.at.event, self.at.stage = self.at.event + 1, "train"
             yield Tick("event", self.at, reports)
-            self._before = self.at.samples
             if self.at.event == len(self.stream):
                 return
 
@@ -727,8 +728,6 @@ class Learner:
         self._seen = state["seen"]
         self.method_bytes = state["method_bytes"]
         self._before = state.get("before", 0)
-        if self.at.step == self.at.epoch == 0 and self.at.stage == "train":
-            self._before = self.at.samples
         self._calibration = dict(state.get("calibration", {}))
         if state.get("chip"):
             self.chip = self._exported()
