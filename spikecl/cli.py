@@ -286,7 +286,9 @@ def simulate(
     arithmetic: Annotated[str, typer.Option(help="fixed_pt or floating_pt.")] = "fixed_pt",
     lava_python: LavaPython = None,
     limit: Annotated[float, typer.Option(help="Seconds for a batch in Lava.")] = 600.0,
-    target: Annotated[str, typer.Option(help="Brian2's: numpy, cython, cpp_standalone.")] = "numpy",
+    target: Annotated[
+        str | None, typer.Option(help="Brian2's: numpy (default), cython, cpp_standalone.")
+    ] = None,
     data_dir: DataDir = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -300,7 +302,7 @@ def simulate(
     with _stoppable(), _counting(quiet or as_json) as show:
         made = run_file(
             file,
-            _words(compare) if compare else [backend],
+            [backend] if compare is None else [word.strip() for word in compare.split(",")],
             sets=_words(sets) if sets else None,
             samples=samples,
             data=data,

@@ -41,6 +41,7 @@ class Result(NamedTuple):
         rates: Mean spikes of a neuron and step.
         notes: Counts such as ``overflowed`` and ``saturated``.
         operations: Per sample; None where a network has no program.
+        run_by: The backend as its records name it, with version and target.
     """
 
     samples: int
@@ -48,6 +49,7 @@ class Result(NamedTuple):
     rates: dict[str, float]
     notes: dict[str, dict[str, int]]
     operations: Counts | None
+    run_by: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +107,10 @@ class Simulation:
             "file": self.file.name,
             "rows": self.rows(),
             "energy": self.energies(),
+            "run_by": {
+                name: {b: r.run_by for b, r in found.items()}
+                for name, found in self.results.items()
+            },
             "notes": {
                 name: {b: r.notes for b, r in found.items()} for name, found in self.results.items()
             },
@@ -129,7 +135,7 @@ def simulate(
     device: str = "cpu",
     states: Sequence[str] = (),
     lava_options: Lava | None = None,
-    target: str = "numpy",
+    target: str | None = None,
     keep: bool = False,
     show: Progress | None = None,
 ) -> Simulation:
@@ -149,7 +155,8 @@ def simulate(
         device: Of ``torch`` and ``emulator``.
         states: ``u``, ``v`` or both, to be kept in the records.
         lava_options: How Lava is run.
-        target: What Brian2 makes of the equations: ``numpy``, ``cython``, ``cpp_standalone``.
+        target: What Brian2 makes of the equations: ``numpy`` (if not given), ``cython``,
+            ``cpp_standalone``.
         keep: Whether the records of the first samples of each set are returned.
         show: Called with a backend, samples done and samples in all.
 
@@ -164,9 +171,11 @@ def simulate(
         raise UsageError(f"states {sorted(unknown)}; {', '.join(STATES)} are allowed")
     if samples is not None and samples < 1:
         raise UsageError(f"samples={samples}; 1 or more are allowed")
+    if target is not None and "brian2" not in backends:
+        raise UsageError(f"target {target!r} is Brian2's; use it with the backend brian2")
     with hardware_errors():
         lava_options = lava_options or Lava()
-        loaded = Loaded.read(path, backends, device, lava_options, tuple(states), target)
+        loaded = Loaded.read(path, backends, device, lava_options, tuple(states), target or "numpy")
         folder = None if data_dir is None else Path(data_dir)
         tests = data_of(loaded.meta, stream, data, folder)
         chosen = tests.sets if sets is None else list(sets)
@@ -223,7 +232,8 @@ def _run_set(
         if show is not None:
             show(f"{name} {backend}", done, total)
     assert first is not None
-    return Result(done, hits / max(done, 1), rates, notes, counts), first, labels
+    result = Result(done, hits / max(done, 1), rates, notes, counts, first.backend)
+    return result, first, labels
 
 
 def _compared(loaded: Loaded, records: Sequence[Record], labels: np.ndarray[Any, Any]) -> Report:

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -89,7 +90,8 @@ def to_brian2(
         plasticity: A trainer ``stdp``: hidden synapses change as it would have them. What their
             weights become is ``weight_after``.
         online: Weights change at each spike instead.
-        record: ``spikes``, and names of states, such as ``v``: what monitors record.
+        record: ``spikes``, and names of states, such as ``v``, or ``I_total`` for the current of a
+            step of ``discrete``: what monitors record.
 
     Raises:
         InteropError: A layer has no equal, or Brian2 is not installed; the difference is named.
@@ -105,9 +107,16 @@ def to_brian2(
     from spikecl_hardware.brian2.library import quiet
     from spikecl_hardware.brian2.options import Options
 
+    if not isinstance(network, Network):
+        raise UsageError(
+            f"to_brian2 takes a Network of spikecl, not {type(network).__name__}; from_nir, "
+            "from_snntorch and from_norse make one"
+        )
     given = None if x is None else torch.as_tensor(x).double()
     if given is not None and (given.dim() < 3 or not given.numel()):
         raise UsageError(f"x has shape {tuple(given.shape)}; give [T, B, *features]")
+    if given is not None and not given.isfinite().all():
+        raise UsageError("x has values that are not finite; numbers are allowed")
     shape = _entering(network, given, tuple(input_shape))
     try:
         options = Options(steps, dt_ms, method)  # type: ignore[arg-type]
@@ -117,7 +126,9 @@ def to_brian2(
             rule.check_step(plasticity.dt, about.step_ms)
         rows = None if given is None else given.flatten(2).numpy()
         with quiet():
-            return build(about, rows, options=options, record=record).network
+            made = build(about, rows, options=options, record=record)
+            made.check(record)
+            return made.network
     except Brian2Error as error:
         raise InteropError(str(error)) from None
 
@@ -179,6 +190,8 @@ def described(
 
 
 def _step_ms(layers: Mapping[str, Layer], given: float | None) -> float:
+    if not isinstance(given, Real | None):
+        raise UsageError(f"step_ms={given!r}; a number, of milliseconds, is allowed")
     own = {
         name: layer.neuron.neuron.dt
         for name, layer in layers.items()
@@ -220,6 +233,12 @@ def _reach(
         learns = rule if layer.synapse.weight.requires_grad else None
         projections += response.projections(path, source, given, learns)
     bias, features = response.silence(sources[0] if same else (math.prod(sources[0]),))
+    if layer.currents and layer.synapse.pair:
+        site.refuse(
+            f"adds the current of {', '.join(layer.currents)} to conductances, excitatory and "
+            "inhibitory ones",
+            "use neurons that take a current",
+        )
     for source in layer.currents:
         shortcut = found[source]
         if cast(Layer, net.layers[source]).neuron is None:
@@ -255,6 +274,10 @@ def _check_parts(site: Site, layer: Layer) -> None:
             continue
         told = next((t for kind, t in _REFUSED.items() if isinstance(part, kind)), None)
         site.refuse(*told or (f"{type(part).__name__} is not known", "use a network without it"))
+    for own in filter(None, (layer.synapse, layer.recurrent)):
+        for name, values in own.named_parameters():
+            if not values.isfinite().all():
+                site.refuse(f"its {name} is not finite", "give it numbers")
 
 
 class _Response:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import nir
@@ -103,6 +107,18 @@ def test_states_are_those_of_the_record_format():
     assert after.shape == (40, 2, 7) and (after[activity.out > 0] == 0).all()
 
 
+@pytest.mark.parametrize("kind", ["LIF", "LIF at rest", "LI"])
+def test_currents_have_input_that_is_no_spikes_in_them(kind):
+    rng = np.random.default_rng(4)
+    more = {**KINDS[kind], "gain": 0.5}
+    nodes = nir.Affine(rng.normal(size=(7, 5)), rng.normal(size=7)), cells(7, **more)
+    graph, x = row((5,), *nodes, nir.Linear(rng.normal(size=(2, 7)))), rng.normal(size=(30, 2, 5))
+    record = same(graph, x, states=("u",))
+    (activity, *_) = simulate(chain(graph)[1], x)
+    np.testing.assert_allclose(record.states["n0"]["u"], activity.current, atol=1e-12)
+    np.testing.assert_allclose(record.states["n2"]["u"], record.outputs, atol=1e-12)
+
+
 def test_equations_in_time_come_close():
     rng = np.random.default_rng(5)
     graph = row((5,), nir.Linear(rng.normal(0.3, size=(40, 5))), cells(40, beta=0.97))
@@ -173,6 +189,54 @@ def test_a_project_that_does_not_compile_is_run_by_numpy(small, x, monkeypatch):
     assert present() == before
     assert "not cpp_standalone: compiling failed" in record.backend
     assert record.notes == {run.FALLBACK: {"cpp_standalone": 1}}
+
+
+def test_ctrl_c_while_a_project_compiles_ends_the_run(small, x, monkeypatch):
+    monkeypatch.setattr(run, "usable", lambda target: (target, ""))
+    stop = f"sh -c 'sleep 1; kill -INT {os.getpid()}; sleep 5; exit 2' #"
+    monkeypatch.setitem(brian2.prefs, "devices.cpp_standalone.make_cmd_unix", stop)
+    before = present()
+    with pytest.raises(KeyboardInterrupt):
+        run.run(small, x, target="cpp_standalone")
+    assert present() == before
+
+
+@pytest.mark.parametrize("how", ["signal", "stop"])
+def test_a_run_that_is_stopped_gives_no_record(how, small, monkeypatch):
+    """Where Brian2 was imported first, Ctrl-C is its own: the run would end as if it were over."""
+    monkeypatch.setattr(brian2._int_handler, "previous_handler", signal.default_int_handler)
+    monkeypatch.setattr(brian2.Network, "_globally_running", False)
+    handler = signal.signal(signal.SIGINT, brian2._int_handler)
+
+    def stop():
+        while not brian2.Network._globally_running:
+            time.sleep(0.01)
+        brian2.stop() if how == "stop" else os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run.run(small, spikes(np.random.default_rng(1), 1000, 20, 5))
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        thread.join()
+
+
+def test_a_channel_that_neurons_lack_is_named(small):
+    about = reading.described(small)
+    (one,) = about.projections
+    wrong = replace(about, projections=(replace(one, channel="I_exc"),))
+    with pytest.raises(Brian2Error, match="'n0' leads to 'I_exc' of 'n0', which has I"):
+        run.run(wrong, np.zeros((3, 1, 5)))
+
+
+def test_weights_that_are_none_are_named(small, x):
+    about = reading.described(small)
+    (one,) = about.projections
+    wrong = replace(about, projections=(replace(one, weight=one.weight * np.inf),))
+    with pytest.raises(Brian2Error, match="'n0' has weights that are not finite"):
+        run.run(wrong, x)
 
 
 def test_a_standalone_project_of_the_caller_is_left_alone(small, x):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
 
 import numpy as np
@@ -15,7 +17,7 @@ from spikecl.experiments import parse_config, run_config
 from spikecl.experiments.export import export
 from spikecl.experiments.simulate import simulate
 
-pytest.importorskip("brian2", reason="needs brian2: pip install 'spikecl[brian2]'")
+brian2 = pytest.importorskip("brian2", reason="needs brian2: pip install 'spikecl[brian2]'")
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +93,28 @@ def test_a_target_without_its_compiler_is_named(spikecl, exported, monkeypatch):
     options = ("--backend", "brian2", "--target", "cpp_standalone", "--samples", 5, "--json")
     code, out, err = spikecl("simulate", graph, *options)
     assert code == 0 and "no compiler for cpp_standalone that works; it ran with numpy" in err
-    notes = json.loads(out)["notes"]["task0"]["brian2"]
-    assert notes == {"fell back to numpy": {"cpp_standalone": 1}}
+    told = json.loads(out)
+    assert told["notes"]["task0"]["brian2"] == {"fell back to numpy": {"cpp_standalone": 1}}
+    saved = json.loads(graph.with_name("simulation.json").read_text())
+    assert saved["run_by"] == told["run_by"]
+    name = saved["run_by"]["task0"]["brian2"]
+    assert name == f"brian2 {brian2.__version__} (numpy, not cpp_standalone: there is no g++)"
+
+
+def test_ctrl_c_while_brian2_compiles_writes_nothing(spikecl, exported, tmp_path, monkeypatch):
+    monkeypatch.setattr("spikecl_hardware.brian2.run.usable", lambda target: (target, ""))
+    stop = f"sh -c 'sleep 1; kill -INT {os.getpid()}; sleep 5; exit 2' #"
+    monkeypatch.setitem(brian2.prefs, "devices.cpp_standalone.make_cmd_unix", stop)
+    graph = tmp_path / "made.nir"
+    shutil.copy(exported.with_suffix(".nir"), graph)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        told = spikecl("simulate", graph, "--backend", "brian2", "--target", "cpp_standalone")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert (told[0], told[1]) == (75, "") and "stopped; nothing was written" in told[2]
+    assert list(tmp_path.iterdir()) == [graph]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +124,9 @@ def test_a_target_without_its_compiler_is_named(spikecl, exported, monkeypatch):
         (".nir", ("--backend", "brian"), "torch, emulator, lava, brian2 are allowed"),
         (".nir", ("--compare", "brian2,emulator"), "does not run on emulator"),
         (".nir", ("--compare", "brian2,brian2"), "each once"),
+        (".nir", ("--compare", "torch,,brian2"), "are allowed, each once"),
+        (".nir", ("--compare", ""), "are allowed, each once"),
+        (".nir", ("--backend", "torch", "--target", "cython"), "use it with the backend brian2"),
         (".txt", ("--backend", "brian2"), "made.txt"),
     ],
 )

@@ -109,7 +109,7 @@ def state_of(net, name, variable, x):
 def assert_twins(network, x, *, least=0.004, tolerance=1e-12, quiet=()):
     """Spikes and states of all layers and what the readout says are the same."""
     recording = network.record(x)
-    names = sorted({NAMES.get(k, k) for found in recording.values() for k in found})
+    names = sorted({NAMES.get(k, k) for found in recording.values() for k in found} - {"left"})
     net = run(to_brian2(network, x, record=names), x)
     for name, found in recording.items():
         for variable, values in found.items():
@@ -285,6 +285,64 @@ def test_what_is_random_is_the_same_in_distribution():
         spread = np.hypot(one.std(), other.std()) / size**0.5
         assert one.mean() > 1 and abs(one.mean() - other.mean()) < 4 * spread, name
         assert one.std() == pytest.approx(other.std(), rel=0.2), name
+
+
+PARTS = (7, 20, 1, 3, 29)
+SPLIT = {
+    "lif": (SpikingRecurrentNet(hidden=(6, 6), neuron=LIF(beta=0.8)), 1.2),
+    "cuba": (SpikingRecurrentNet(hidden=(6, 6), neuron=CUBA(alpha=0.6, beta=0.8), bias=True), 0.6),
+    "conductance": (SpikingMlp(hidden=(6, 6), neuron=ConductanceLIF(), gain=0.3), 1.2),
+}
+
+
+@pytest.mark.parametrize("steps", ["discrete", "continuous"])
+@pytest.mark.parametrize("model", list(SPLIT))
+def test_runs_in_parts_are_one_run(model, steps):
+    """A layer feels its spikes of the last step of a part in the first one of the next."""
+    spec, scale = SPLIT[model]
+    network, found = filled(spec.build((7,), 2), scale=scale), []
+    x = trains(30, 2, 7)  # a sample ends where no part does
+    for parts in ((60,), PARTS):
+        net = to_brian2(network, x, steps=steps, record=("spikes", "v"))
+        for part in parts:
+            net.run(part * ms, namespace={})
+        found.append([spikes_of(net, name, x, 6) for name in ("hidden1", "hidden2")])
+        found[-1].append(state_of(net, "hidden2", "v", x))
+    assert 0.02 < np.mean(found[0][:2]) < 0.9
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_parts_of_one_step_each_have_the_spikes_of_the_network():
+    network, x = filled(SPLIT["cuba"][0].build((7,), 2)), trains(80, 1, 7)
+    net = to_brian2(network, x)
+    for _ in range(80):
+        net.run(1 * ms, namespace={})
+    for name, ours in network.record(x, variables=["spikes"]).items():
+        np.testing.assert_array_equal(spikes_of(net, name, x, 6), ours["spikes"])
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_the_current_of_a_step_has_everything_in_it(graded):
+    network = filled(SpikingMlp(hidden=(6,), neuron=LIF(beta=0.8), bias=True).build((7,), 2))
+    x = draw(1, 40, 2, 7) if graded else trains(40, 2, 7)
+    net = run(to_brian2(network, x, record=("I_total",)), x)
+    synapse = network.layers["hidden1"].synapse
+    current = (x @ synapse.weight.T + synapse.bias).detach()
+    np.testing.assert_allclose(state_of(net, "hidden1", "I_total", x), current, atol=1e-12)
+
+
+def test_synapses_of_ones_own_count_in_the_next_step():
+    network = filled(SpikingMlp(hidden=(3,), neuron=LIF(beta=0.5, v_th=9.0)).build((4,), 2))
+    net = to_brian2(network, record=("v",))
+    source = brian2.SpikeGeneratorGroup(1, [0, 0], [2, 5] * ms, clock=net["input"].clock)
+    own = brian2.Synapses(source, net["hidden1"], on_pre="I_post += 0.8", clock=net["input"].clock)
+    own.connect(j="1")
+    net.add(source, own)
+    net.run(8 * ms, namespace={})
+    v = net["hidden1_states"].v
+    np.testing.assert_allclose(v[1], [0, 0, 0, 0.8, 0.4, 0.2, 0.9, 0.45], atol=1e-12)
+    assert not v[[0, 2]].any()
 
 
 # ---- plasticity ---------------------------------------------------------------------------------
@@ -487,6 +545,26 @@ def test_a_network_in_time_fires_at_the_rates_of_its_steps():
         assert np.corrcoef(ours, theirs)[0, 1] > 0.98
 
 
+FAST = {
+    "cuba 0.5": (CUBA(alpha=0.5, beta=0.95), 1.0, 0.05),
+    "cuba 0.3": (CUBA(alpha=0.3, beta=0.95), 1.4, 0.05),
+    "conductance": (ConductanceLIF(tau_exc=1.4, tau_inh=2.8, dt=1.0), 5.0, 0.12),
+}
+
+
+@pytest.mark.parametrize("dt", [1.0, 0.125])
+@pytest.mark.parametrize("model", list(FAST))
+def test_short_currents_bring_the_charge_of_steps(model, dt):
+    neuron, gain, bound = FAST[model]
+    network = SpikingMlp(hidden=(30,), neuron=neuron, gain=gain).build((40,), 2)
+    filled(network, mean=0.03, scale=0.3)
+    x = trains(1000, 1, 40, p=0.05)
+    net = to_brian2(network, x, steps="continuous", dt_ms=dt)
+    net.run(1000 * ms, namespace={})
+    ours = network.record(x, variables=["spikes"])["hidden1"]["spikes"].sum()
+    assert ours > 1000 and net["hidden1_spikes"].num_spikes == pytest.approx(ours, rel=bound)
+
+
 # ---- what users meet ----------------------------------------------------------------------------
 
 
@@ -551,6 +629,13 @@ REFUSED = {
     "late samples": (lambda: dense(axonal_delay=3), {"x": trains(9, 2, 4)}, "2 samples and spikes"),
     "late input": (lambda: dense(axonal_delay=3), {"x": draw(1, 9, 1, 4)}, "'hidden1'.*no spikes"),
     "features": (dense, {"x": trains(9, 1, 5)}, "takes 4 inputs"),
+    "no state": (dense, {"record": ("v", "bogus")}, "record=.'bogus'.; there are spikes, I,.*, v"),
+    "a word": (dense, {"record": "spikes"}, "record='spikes'; give names"),
+    "no integrator": (dense, {**TIME, "method": "bogus"}, "'bogus'; .*rk4.* are allowed"),
+    "integrator": (
+        lambda: dense(neuron=Izhikevich()), {**TIME, "method": "exact"}, "'hidden1': method='exact'"
+    ),
+    "clock in words": (dense, {**TIME, "dt_ms": "0.1"}, "dt_ms='0.1'; a number, of milliseconds"),
 }  # fmt: skip
 
 
@@ -564,6 +649,36 @@ def test_refusals_say_what_to_do(case):
         to_brian2(network, **options)
 
 
+@pytest.mark.parametrize("where", ["weight", "bias"])
+def test_weights_that_are_no_numbers_are_refused(where):
+    network = filled(dense(bias=True))
+    getattr(network.layers["hidden1"].synapse, where).data[0] = float("nan")
+    with pytest.raises(InteropError, match=f"'hidden1' .*: its {where} is not finite"):
+        to_brian2(network)
+
+
+def test_a_current_onto_conductances_is_refused():
+    layers = {
+        "side": Layer(Linear(4, 3), None, inputs=("input",)),
+        "hidden": Layer(
+            Linear(4, 3, maps=(SplitSigns(),)), Cells(ConductanceLIF()), inputs=("input",),
+            currents=("side",),
+        ),
+        "readout": Layer(Linear(3, 2), None, inputs=("hidden",)),
+    }  # fmt: skip
+    with pytest.raises(InteropError, match="'hidden' .*: adds the current of side to conductances"):
+        to_brian2(Network(layers).double())
+
+
+def test_names_of_layers_that_brian2_has_for_others():
+    names = ("h", "h_spikes", "h_run_regularly", "h_synapses_pre")
+    layers = {n: Layer(Linear(4, 3), Cells(LIF()), inputs=("input",)) for n in names}
+    layers["readout"] = Layer(Linear(3, 2), None, inputs=names)
+    net = to_brian2(filled(Network(layers)), trains(5, 1, 4))
+    net.run(5 * ms, namespace={})
+    assert net["layer_h_spikes"].N == 3 and net["h_spikes"].source is net["h"]
+
+
 def test_too_many_synapses_are_refused(monkeypatch):
     monkeypatch.setattr("spikecl_hardware.brian2.unrolled.SYNAPSES", 10)
     with pytest.raises(InteropError, match="'hidden1'.*more than 10 synapses.*use smaller"):
@@ -573,6 +688,12 @@ def test_too_many_synapses_are_refused(monkeypatch):
 def test_input_that_cannot_be_meant():
     with pytest.raises(UsageError, match=r"x has shape \(4, 2\); give \[T, B"):
         to_brian2(dense(), torch.zeros(4, 2))
+    with pytest.raises(UsageError, match="x has values that are not finite"):
+        to_brian2(dense(), torch.full((3, 1, 4), torch.inf))
+    with pytest.raises(UsageError, match="step_ms='1'; a number, of milliseconds"):
+        to_brian2(dense(), step_ms="1")
+    with pytest.raises(UsageError, match="takes a Network of spikecl, not ReLU; from_nir"):
+        to_brian2(torch.nn.ReLU())
     network = SpikingConvNet(channels=(2,), kernel=3, pool="average").build((8, 8), 2)
     with pytest.raises(UsageError, match="give input_shape"):
         to_brian2(network)

@@ -3,13 +3,16 @@
 Discrete: everything of a step stands in the slot ``groups``, ordered layer by layer, so that a
 spike is felt by the next layer in its own step::
 
-    start                 I = bias
-    groups, order 0       synapses of layers onto themselves: spikes of the step before
-            order 1       states start anew, where a sample does
+    groups, order 1       states start anew, where a sample does
             order 2       input
-            10 (k + 1)    of layer k: synapses onto it, +1 its step, +2 threshold, +3 reset,
-                          +4 to +7 plasticity of synapses onto it
+            10 (k + 1)    of layer k: synapses onto it, +1 its step, which takes I and leaves 0,
+                          +2 threshold, +3 reset, +4 to +7 plasticity of synapses onto it,
+                          +8 synapses of it onto itself: I of the next step
     end                   monitors
+
+What a spike adds to ``I`` once the layer's step is over counts in the next one. So it is with the
+synapses of a layer onto itself, and with those that a user adds in the slot ``synapses``; nothing
+is lost where one run ends and the next begins.
 
 Continuous: Brian2's own order; a spike is felt one ``dt`` later.
 """
@@ -32,14 +35,14 @@ from spikecl_hardware.brian2.description import (
     Population,
     Projection,
 )
-from spikecl_hardware.brian2.discrete import discrete
+from spikecl_hardware.brian2.discrete import TOTAL, discrete
 from spikecl_hardware.brian2.equations import Equations, Parameter
-from spikecl_hardware.brian2.library import library, unit
+from spikecl_hardware.brian2.library import check_method, library, unit
 from spikecl_hardware.brian2.options import Options, check, identifiers
 from spikecl_hardware.brian2.plasticity import LEARNING, plastic
 
-RECURRENT, ANEW, ENTER, LAYER = 0, 1, 2, 10
-STEP, THRESHOLD, RESET, LEARN = 1, 2, 3, 4
+ANEW, ENTER, LAYER = 1, 2, 10
+STEP, THRESHOLD, RESET, LEARN, RECURRENT = 1, 2, 3, 4, 8
 
 
 def build(
@@ -113,6 +116,7 @@ class _Builder:
                     )
                 name = f"{p.channel}_{self.names[p.source]}"
                 taken = {found[q.name] for q in self._onto(p.target) if q.name in found}
+                taken.add(f"{p.channel}{TOTAL}")
                 while name in taken:
                     name += "_"
                 found[p.name] = name
@@ -148,10 +152,9 @@ class _Builder:
         memoryless = p.neurons.model == "current"
         current = self.in_steps or memoryless  # I of a step; otherwise spikes move states
         graded = {c: self._felt_by(p, c) for c in p.neurons.channels}
-        drive = {
-            c: " + ".join([c] * current + ["bias"] * (p.bias is not None and not current) + names)
-            for c, names in graded.items()
-        }
+        part = f"*{self.share!r}" if memoryless and self.share != 1 else ""
+        bias = [] if p.bias is None else [f"bias{part}"]
+        drive = {c: " + ".join([c] * current + bias + names) for c, names in graded.items()}
         eq = self._write(p, {c: text or "0" for c, text in drive.items()})
         self.equations[p.name] = eq
         lines = [*eq.model, *(f"{c} : 1" for c in p.neurons.channels if current)]
@@ -159,16 +162,15 @@ class _Builder:
         lines += [f"y = {eq.output} : 1"] if memoryless else []
         self.built.outputs[p.name] = "y" if memoryless else eq.output
         group = self._group(p, eq, lines)
-        if current:
-            bias = "0" if p.bias is None else "bias"
-            bias += "" if self.share == 1 or p.bias is None else f"*{self.share!r}"
-            clear = "\n".join(f"{c} = {bias}" for c in p.neurons.channels)
-            group.run_regularly(clear, when="start", **self.clock)
+        if memoryless:
+            group.run_regularly("I = 0", when="start", **self.clock)
+        if eq.method and self.method:
+            check_method(p.name, group, self.method)
         if eq.step:
             order = self.places[p.name] + STEP
             group.run_regularly("\n".join(eq.step), when="groups", order=order, **self.clock)
         if self.several:
-            self._anew(eq, group, clear if current else "")
+            self._anew(eq, group, [f"{c} = 0" for c in p.neurons.channels if current])
 
     def _felt_by(self, p: Population, channel: str) -> list[str]:
         onto = [q for q in self._onto(p.name) if q.name in self.felt and q.channel == channel]
@@ -177,7 +179,7 @@ class _Builder:
     def _write(self, p: Population, drive: dict[str, str]) -> Equations:
         if self.in_steps:
             return discrete(p.neurons, drive)
-        return continuous(p, drive, self.about.step_ms, self.method)
+        return continuous(p, drive, self.about.step_ms, self.method, share=self.share)
 
     def _group(self, p: Population, eq: Equations, lines: list[str]) -> Any:
         values = dict(eq.parameters)
@@ -204,19 +206,24 @@ class _Builder:
         self.built.groups[p.name] = self._add(group)
         return group
 
-    def _anew(self, eq: Equations, group: Any, clear: str) -> None:
+    def _anew(self, eq: Equations, group: Any, clear: list[str]) -> None:
         """Let states start anew with each sample."""
         assert self.x is not None
         when = (
             {"when": "groups", "order": ANEW} if self.in_steps else {"when": "start", "order": -1}
         )
-        lines = [*(f"{name} = {name}_start" for name in eq.start), *([clear] if clear else [])]
+        lines = [*(f"{name} = {name}_start" for name in eq.start), *clear]
         group.run_regularly("\n".join(lines), dt=len(self.x) * self.step, **when)
 
     # ---- synapses -------------------------------------------------------------------------------
 
     def projection(self, p: Projection) -> None:
         """Add synapses."""
+        if p.channel not in self.populations[p.target].neurons.channels:
+            raise Brian2Error(
+                f"'{p.name}' leads to '{p.channel}' of '{p.target}', which has "
+                f"{' and '.join(self.populations[p.target].neurons.channels)}"
+            )
         weight = "weight" if p.gain == 1 else "scale*weight"
         model = ["weight : 1"] + (["scale : 1 (shared, constant)"] if p.gain != 1 else [])
         if p.name in self.felt:
@@ -262,7 +269,7 @@ class _Builder:
         if p.delay is not None:
             path.delay = p.delay * self.step
         if self.in_steps:
-            path.when, path.order = "groups", RECURRENT if p.recurrent else self.places[p.target]
+            path.when, path.order = "groups", self.places[p.target] + RECURRENT * p.recurrent
 
     def _learn(self, p: Projection, made: Any) -> None:
         """Put what spikes do to weights behind the threshold of the neurons."""

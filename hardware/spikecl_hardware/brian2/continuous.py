@@ -1,9 +1,9 @@
 """Neurons in time: differential equations that a step of the network solves, or comes close to.
 
 A decay ``beta`` per step of ``h`` milliseconds is a time constant, ``tau = -h / log(beta)``. A
-spike moves what it moved in a step: the membrane, or the synaptic current, or a conductance. What
-is there at every step (a bias, an input that is no spikes) becomes a current, so strong that over
-one step it does what it did. With ``rate(x, beta) = -x log(beta) / ((1 - beta) h)``::
+spike moves a membrane by what it moved it in a step. What is there at every step (a bias, an input
+that is no spikes) becomes a current, so strong that over one step it does what it did. With
+``rate(x, beta) = -x log(beta) / ((1 - beta) h)``::
 
     lif          dv/dt = (v_rest - v)/tau + rate(gain, beta) x
     cuba         di/dt = -i/tau_syn,  dv/dt = (v_rest - v)/tau + rate(gain, beta) i
@@ -12,13 +12,21 @@ one step it does what it did. With ``rate(x, beta) = -x log(beta) / ((1 - beta) 
                  dv/dt = (v_rest - v + g_exc (e_exc - v) + g_inh (e_inh - v)) / tau_mem
     adex         Brette & Gerstner 2005, izhikevich: Izhikevich 2003; see ``spikecl.neurons``
 
+Behind a spike, a synaptic current or a conductance acts as ``1 + alpha + alpha^2 + ...`` steps of
+the network do, which is ``1 / (1 - alpha)``; in time as ``tau / h = -1 / log(alpha)``. So a spike
+of weight 1 moves it by ``jump(alpha)``, which makes the charges equal::
+
+    jump(alpha) = -log(alpha) / (1 - alpha)                  it goes to 1 as steps become short
+                = (1 - alpha^s) / (s (1 - alpha))            where an integrator holds currents for
+                                                             a part s of a step: exponential_euler
+
 A refractory period of n steps is one of ``n h``, in which the membrane and its kicks are held.
 Membranes of the last three are in millivolts, the others plain numbers.
 """
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -51,7 +59,12 @@ UNITS = {  # unit and dimension of parameters and states that are no plain numbe
 
 
 def continuous(
-    population: Population, drive: dict[str, str], step_ms: float, method: str | None = None
+    population: Population,
+    drive: dict[str, str],
+    step_ms: float,
+    method: str | None = None,
+    *,
+    share: float = 1.0,
 ) -> Equations:
     """Return the differential equations of a population.
 
@@ -60,6 +73,7 @@ def continuous(
         drive: What acts at every step besides spikes, by channel: an expression, or ``0``.
         step_ms: Milliseconds of a step of the network.
         method: Integrator; by default the exact solution where there is one.
+        share: Brian2's clock, in steps of the network.
 
     Raises:
         Brian2Error: A switch that has no meaning without steps.
@@ -68,8 +82,10 @@ def continuous(
     if n.model == "current":
         return Equations((), {}, {}, {"I": "I_post += {weight}"}, output=drive["I"])
     _check(population)
+    method = method or _method(n)
+    clock = Clock(step_ms, share if method == "exponential_euler" else 0.0)
     write = {"conductance": _conductance, "adex": _adex, "izhikevich": _izhikevich}
-    model, parameters, kicks = write.get(n.model, _leaky)(n, drive, step_ms)
+    model, parameters, kicks = write.get(n.model, _leaky)(n, drive, clock)
     units = UNITS.get(n.model, {})
     plain = {name: _of(units, name, value) for name, value in _kept(n).items()}
     hold = bool(n.refractory) and not n.integrate_refractory
@@ -86,7 +102,7 @@ def continuous(
         threshold=f"{membrane} {'>' if n.strict else '>='} {limit}" if n.fires else "",
         reset=_reset(n) if n.fires else (),
         refractory_ms=n.refractory * step_ms,
-        method=method or _method(n),
+        method=method,
     )
 
 
@@ -155,10 +171,29 @@ def rate(gain: Any, decay: Any, step_ms: float) -> Array:
     return np.asarray(gain * factor / step_ms)
 
 
+def jump(decay: Any, held: float) -> Array:
+    """Return how far a spike of weight 1 moves what decays, for a charge equal to that of steps.
+
+    >>> float(jump(0.5, 0.0)), float(jump(0.5, 1.0))
+    (1.3862943611198906, 1.0)
+    """
+    if not held:
+        return rate(1.0, decay, 1.0)
+    return rate(1.0, decay, 1.0) / rate(1.0, np.asarray(decay) ** held, 1.0)
+
+
+class Clock(NamedTuple):
+    """Milliseconds of a step, and the part of it for which a current is held by the integrator."""
+
+    step_ms: float
+    held: float
+
+
 Written = tuple[tuple[str, ...], dict[str, Parameter], dict[str, str]]
 
 
-def _leaky(n: Neurons, drive: dict[str, str], step_ms: float) -> Written:
+def _leaky(n: Neurons, drive: dict[str, str], clock: Clock) -> Written:
+    step_ms = clock.step_ms
     get, second = n.values.get, n.model in ("cuba", "cuba_li")
     beta, current = get("beta"), "i_syn" if second else drive["I"]
     flow = (
@@ -188,11 +223,9 @@ def _leaky(n: Neurons, drive: dict[str, str], step_ms: float) -> Written:
     if drive["I"] != "0":
         steady = f" + strength_syn*{_term(drive['I'])}"
         found["strength_syn"] = Parameter(rate(taken, alpha, step_ms), "1/ms", "hertz")
-    if not is_one(taken):
-        found["current_gain"] = Parameter(taken)
+    found["jump"] = Parameter(np.asarray(taken) * jump(alpha, clock.held))
     lines.append(f"di_syn/dt = -i_syn/tau_syn{steady} : 1")
-    kick = f"i_syn_post += {_factor(taken, 'current_gain_post')}{{weight}}"
-    return tuple(lines), found, {"I": kick}
+    return tuple(lines), found, {"I": "i_syn_post += jump_post*{weight}"}
 
 
 def _factor(value: Any, name: str) -> str:
@@ -203,41 +236,42 @@ def _term(expression: str) -> str:
     return f"({expression})" if "+" in expression else expression
 
 
-def _conductance(n: Neurons, drive: dict[str, str], step_ms: float) -> Written:
+def _conductance(n: Neurons, drive: dict[str, str], clock: Clock) -> Written:
     lines = ["dv/dt = (v_rest - v + g_exc*(e_exc - v) + g_inh*(e_inh - v))/tau_mem : volt"]
     found, kicks = {}, {}
     for kind in ("exc", "inh"):
         steady = drive[f"I_{kind}"]
+        decay = np.exp(-clock.step_ms / np.asarray(n.values[f"tau_{kind}"]))
+        found[f"jump_{kind}"] = Parameter(jump(decay, clock.held))
         if steady != "0":
-            decay = np.exp(-step_ms / np.asarray(n.values[f"tau_{kind}"]))
-            found[f"strength_{kind}"] = Parameter(rate(1.0, decay, step_ms), "1/ms", "hertz")
+            found[f"strength_{kind}"] = Parameter(rate(1.0, decay, clock.step_ms), "1/ms", "hertz")
         more = "" if steady == "0" else f" + strength_{kind}*{_term(steady)}"
         lines.append(f"dg_{kind}/dt = -g_{kind}/tau_{kind}{more} : 1")
-        kicks[f"I_{kind}"] = f"g_{kind}_post += {{weight}}"
+        kicks[f"I_{kind}"] = f"g_{kind}_post += jump_{kind}_post*{{weight}}"
     return tuple(lines), found, kicks
 
 
-def _adex(n: Neurons, drive: dict[str, str], step_ms: float) -> Written:
+def _adex(n: Neurons, drive: dict[str, str], clock: Clock) -> Written:
     steady = "" if drive["I"] == "0" else f" + unit*{_term(drive['I'])}"
     upswing = "delta_t*exp(clip((v - v_t)/delta_t, -1e9, 60))"
     lines = (
         f"dv/dt = (g_leak*(e_leak - v + {upswing}) - w{steady})/capacitance : volt",
         "dw/dt = (a*(v - e_leak) - w)/tau_w : amp",
     )
-    charge = step_ms / np.asarray(n.values["capacitance"], dtype=np.float64)  # pA ms / pF is mV
-    found = {"jump": Parameter(charge, "mV", "volt")}
+    capacitance = np.asarray(n.values["capacitance"], dtype=np.float64)
+    found = {"jump": Parameter(clock.step_ms / capacitance, "mV", "volt")}  # pA ms / pF is mV
     if steady:
         found["unit"] = Parameter(1.0, "pA", "amp")
     return lines, found, {"I": "v_post += jump_post*{weight}"}
 
 
-def _izhikevich(n: Neurons, drive: dict[str, str], step_ms: float) -> Written:
+def _izhikevich(n: Neurons, drive: dict[str, str], clock: Clock) -> Written:
     steady = "" if drive["I"] == "0" else f" + unit*{_term(drive['I'])}"
     lines = (
         f"dv/dt = 0.04*v**2/(ms*mV) + 5*v/ms + 140*mV/ms - u{steady} : volt",
         "du/dt = a*(b*v - u) : volt/second",
     )
-    found = {"jump": Parameter(step_ms, "mV", "volt")}
+    found = {"jump": Parameter(clock.step_ms, "mV", "volt")}
     if steady:
         found["unit"] = Parameter(1.0, "mV/ms", "volt/second")
     return lines, found, {"I": "v_post += jump_post*{weight}"}

@@ -1,7 +1,8 @@
 """Neurons in steps: statements that do in each step what torch does, in its order.
 
-Everything is plain numbers, as in the network that was trained. ``I`` is the current of the step;
-a synapse adds to it. With ``c`` for ``gain``, one step of the models is::
+Everything is plain numbers, as in the network that was trained. Synapses add to ``I``; a step takes
+it, with all that is no spikes, as ``I_total``, and leaves 0. With ``c`` for ``gain`` and ``I`` for
+that total, one step of the models is::
 
     lif          v = v_rest + beta (v - v_rest) + c I
     cuba         i_syn = alpha i_syn + current_gain I;  v = v_rest + beta (v - v_rest) + c i_syn
@@ -20,6 +21,8 @@ from spikecl_hardware.brian2.description import Neurons
 from spikecl_hardware.brian2.equations import Equations, Parameter, is_one, is_zero, rest, sides
 
 FAR = "1e9"
+TOTAL = "_total"
+"""Behind the name of a channel: all that arrives in a step."""
 Lines = tuple[str, ...]
 
 
@@ -28,7 +31,7 @@ def discrete(neurons: Neurons, drive: dict[str, str]) -> Equations:
 
     Args:
         neurons: The model.
-        drive: What arrives in a step, by channel: ``I``, or a sum of that and of graded input.
+        drive: What arrives in a step, by channel: ``I``, or a sum of that, a bias, graded input.
     """
     if neurons.model == "current":
         return Equations((), {}, {}, {"I": "I_post += {weight}"}, output=drive["I"])
@@ -41,12 +44,15 @@ def discrete(neurons: Neurons, drive: dict[str, str]) -> Equations:
         start["top"] = start["v"]
     numbers = dict(neurons.values)
     numbers |= {"noise": neurons.noise} if neurons.noise else {}
+    totals = {channel: channel + TOTAL for channel in neurons.channels}
+    take = tuple(f"{totals[channel]} = {text}" for channel, text in drive.items())
+    leave = tuple(f"{channel} = 0" for channel in neurons.channels)
     return Equations(
-        model=tuple(f"{name} : 1" for name in start),
+        model=tuple(f"{name} : 1" for name in (*start, *totals.values())),
         parameters={name: Parameter(value) for name, value in numbers.items()},
         start=start,
         kicks={channel: channel + "_post += {weight}" for channel in neurons.channels},
-        step=_step(neurons, drive) + cut,
+        step=take + _step(neurons, totals) + cut + leave,
         threshold=_threshold(neurons) if neurons.fires else "",
         reset=_reset(neurons) if neurons.fires else (),
     )
@@ -58,7 +64,7 @@ def _remembers(n: Neurons) -> bool:
 
 
 def _step(n: Neurons, drive: dict[str, str]) -> Lines:
-    """Return the statements of one step, up to the membrane before its reset.
+    """Return the statements of one step from the current to the membrane before its reset.
 
     Where the membrane may be held it is computed beside the old one, as ``new``: a copy made before
     (``old = v``) is the same array to Brian2, and changes with it.
@@ -102,17 +108,13 @@ def _late(n: Neurons) -> Lines:
 def _leaky(n: Neurons, drive: dict[str, str], out: str) -> Lines:
     get, current, lines = n.values.get, drive["I"], []
     if n.model in ("cuba", "cuba_li"):
-        taken = current if is_one(get("current_gain")) else f"current_gain*{_term(current)}"
+        taken = current if is_one(get("current_gain")) else f"current_gain*{current}"
         lines.append(f"i_syn = alpha*i_syn + {taken}")
         current = "i_syn"
-    taken = current if is_one(get("gain")) else f"gain*{_term(current)}"
+    taken = current if is_one(get("gain")) else f"gain*{current}"
     decayed = "beta*v" if is_zero(get("v_rest", 0.0)) else "v_rest + beta*(v - v_rest)"
     lines.append(f"{out} = {decayed} + {taken}")
     return tuple(lines)
-
-
-def _term(expression: str) -> str:
-    return f"({expression})" if "+" in expression else expression
 
 
 def _conductance(n: Neurons, drive: dict[str, str], out: str) -> Lines:

@@ -75,6 +75,22 @@ def unit(name: str) -> Any:
     return made / getattr(b, bottom) if bottom else made
 
 
+def check_method(name: str, group: Any, method: str) -> None:
+    """Refuse an integrator that does not exist, or not for the equations of a layer."""
+    methods = importlib.import_module("brian2.stateupdaters.base")
+    known = methods.StateUpdateMethod
+    if method not in known.stateupdaters:
+        allowed = ", ".join(sorted(known.stateupdaters))
+        raise Brian2Error(f"method={method!r}; {allowed} are allowed")
+    try:
+        known.apply_stateupdater(group.equations, group.variables, method, group_name=group.name)
+    except methods.UnsupportedEquationsException:
+        raise Brian2Error(
+            f"'{name}': method={method!r} does not solve its equations; leave it out, or use euler "
+            "or rk4"
+        ) from None
+
+
 def checked(target: str) -> None:
     """Refuse, before any work, a target that does not exist, or a Brian2 that is not there."""
     if target not in TARGETS:
@@ -91,6 +107,8 @@ def usable(target: str) -> tuple[Target, str]:
     checked(target)
     if target == "cython" and not _compiles():
         return "numpy", "no C++ compiler, or no Cython, that works"
+    if target == "cpp_standalone" and os.name == "nt":
+        return "numpy", "it is for Linux and macOS"
     if target == "cpp_standalone":
         compiler = os.environ.get("CXX", "g++").split()[0]
         for tool in (compiler, "make"):
@@ -158,6 +176,7 @@ def device(target: Target) -> Iterator[Path | None]:
         "codegen.target": "numpy" if target == "cpp_standalone" else target,
         "devices.cpp_standalone.extra_make_args_unix": [f"-j{os.cpu_count() or 1}"],
         "logging.std_redirection": False,
+        "core.stop_on_keyboard_interrupt": False,  # it would end a run early, as if it were over
     }
     before = {name: b.prefs[name] for name in wanted}
     try:

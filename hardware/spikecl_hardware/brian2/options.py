@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
+
+import numpy as np
 
 from spikecl_hardware.brian2.description import Brian2Error, Description
 
@@ -37,6 +40,8 @@ class Options:
                     f"{name}={getattr(self, name)!r}: steps='discrete' has the steps of the "
                     "network; leave it out, or use steps='continuous'"
                 )
+        if not isinstance(self.dt_ms, Real | None):
+            raise Brian2Error(f"dt_ms={self.dt_ms!r}; a number, of milliseconds, is allowed")
 
     def dt(self, step_ms: float) -> float:
         """Return the milliseconds of Brian2's clock."""
@@ -55,6 +60,12 @@ def check(about: Description, options: Options, samples: int) -> None:
     for p in about.projections:
         if p.delay is not None and (p.delay < 0).any():
             raise Brian2Error(f"'{p.name}' has a delay of {p.delay.min()} steps; 0 or more")
+    for q in about.populations:
+        if q.bias is not None and not np.isfinite(q.bias).all():
+            raise Brian2Error(f"'{q.name}' has a bias that is not finite; numbers are allowed")
+    for p in about.projections:
+        if not np.isfinite(p.weight).all():
+            raise Brian2Error(f"'{p.name}' has weights that are not finite; numbers are allowed")
     if samples == 1:
         return
     held = options.steps == "continuous" and any(p.neurons.refractory for p in about.populations)
@@ -67,6 +78,12 @@ def check(about: Description, options: Options, samples: int) -> None:
             raise Brian2Error(f"{samples} samples and {what}; give one sample at a time")
 
 
+_HELPERS = re.compile(
+    r"_(synapses_\w+|spikes|states|stateupdater|spike_(thresholder|resetter)|run_regularly(_\d+)?)$"
+)
+"""What ends the names of monitors, and of what Brian2 makes for groups and synapses."""
+
+
 def identifier(path: str) -> str:
     """Return a name that Brian2 takes.
 
@@ -77,11 +94,18 @@ def identifier(path: str) -> str:
     return made if made[:1].isalpha() else f"layer_{made.lstrip('_')}"
 
 
-def identifiers(paths: Iterable[str]) -> dict[str, str]:
-    """Return names that Brian2 takes, each once."""
+def identifiers(paths: Sequence[str]) -> dict[str, str]:
+    """Return names that Brian2 takes, each once, none of which its helpers of another one have.
+
+    >>> identifiers(["h", "h_spikes"])["h_spikes"]
+    'layer_h_spikes'
+    """
     found: dict[str, str] = {}
+    plain = {identifier(path) for path in paths}
     for path in paths:
         name = identifier(path)
+        while _HELPERS.sub("", name) in plain - {name}:
+            name = f"layer_{name}"
         while name in found.values():
             name += "_"
         found[path] = name

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -86,24 +90,44 @@ def _simulate(
     with quiet(), device(target) as folder:
         built = build(about, x, options=options, record=record)
         steps, samples = x.shape[:2]
-        built.network.run(steps * samples * about.step_ms * library().ms, namespace={})
+        length = steps * samples * about.step_ms
+        built.network.run(length * library().ms, namespace={})
         if folder is not None:
             _compile_and_run(folder)
+        elif np.max(built.network.t_) * 1000 < length - about.step_ms / 2:
+            raise KeyboardInterrupt  # something stopped it: a part of a record is none
         return _found(about, built, states, (steps, samples))
 
 
-_VARIABLES = {"u": ("i_syn", "I", "y"), "v": ("v",)}
+_VARIABLES = {"u": ("i_syn", "I_total", "y"), "v": ("v",)}
 
 
 def _compile_and_run(folder: Path) -> None:
     """Compile a standalone project and run it."""
     project = library().get_device()
     with no_output():
-        try:
-            project.build(str(folder), run=False, with_output=False)
-        except RuntimeError as error:
-            raise _CompileError(f"compiling failed ({error})") from None
+        project.build(str(folder), compile=False, run=False, with_output=False)
+        _make(folder)
         project.run(str(folder), "results", False, [])
+
+
+def _make(folder: Path) -> None:
+    """Compile a project: a signal that stops this process stops the compilers too.
+
+    Brian2's own way, ``os.system``, lets Ctrl-C end the compilers and hides it from Python.
+    """
+    set_to = library().prefs.devices.cpp_standalone
+    command = " ".join([set_to.make_cmd_unix, *set_to.extra_make_args_unix])
+    make = subprocess.Popen(f"exec {command}", shell=True, cwd=folder, start_new_session=True)
+    try:
+        code = make.wait()
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(make.pid, signal.SIGTERM)
+        make.wait()
+        raise
+    if code:
+        raise _CompileError(f"compiling failed ('{command}' ends with {code})")
 
 
 def _found(
@@ -145,5 +169,5 @@ def _sampled(monitor: Any, name: str, size: tuple[int, int]) -> Array:
     """Return a variable [T, B, n] at the end of each step; of a current, what came in the step."""
     rows = np.asarray(getattr(monitor, f"{name}_")).T
     parts = rows.reshape(size[1], size[0], len(rows) // (size[0] * size[1]), -1)
-    made = parts.sum(2) if name in ("y", "I") else parts[:, :, -1]
+    made = parts.sum(2) if name == "y" else parts[:, :, -1]
     return made.swapaxes(0, 1)
