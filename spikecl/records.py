@@ -106,14 +106,18 @@ class RunRecord:
         return dict(read_json(self.path / "cost.json"))
 
     @property
+    def on_chip(self) -> bool:
+        """Whether the run went on on the chip."""
+        return "of" in self.cost
+
+    @property
     def chip_path(self) -> Path:
         """The program that the chip ended with, where the run learned on one."""
         return self.path / "export" / f"{self.id}-chip.h5"
 
     def tasks(self) -> list[dict[str, Any]]:
         """Return operations and the energy estimate of each event, in rows for a table."""
-        found = self.cost.get("tasks", {})
-        return list(found["rows"]) if isinstance(found, dict) and found else []
+        return list(self.cost.get("tasks", {}).get("rows", []))
 
     def matrix(self, kind: str | None = None) -> NDArray[np.float64]:
         """Return the accuracy matrix; ``kind`` is ``aware`` or ``agnostic``, else the run's own."""

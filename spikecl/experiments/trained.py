@@ -169,7 +169,7 @@ class Trained(NamedTuple):
             raise RunError(
                 f"run {record.id} is not finished (status {run['status']}); resume it first"
             )
-        if record.chip_path.exists():
+        if record.on_chip:
             raise UsageError(
                 f"run {record.id} went on on the chip, and its weights in floats are those of its "
                 f"export; what it learned is the program {record.chip_path}, which simulate takes"

@@ -34,6 +34,7 @@ from spikecl.storage import State
 from spikecl.streams import Adapt, Export, Reveal, Stream, Unlearn
 from spikecl.trainers.feedback import PREFIX, draw
 
+CLEAR = 50.0  # length of a row in units of weights, from which rounding says little
 CHIPS = {"loihi1": limits.LOIHI1, "loihi2": limits.LOIHI2}
 
 
@@ -123,7 +124,8 @@ class OnChip:
 
     def begin(self) -> None:
         """An experience begins."""
-        self.student.begin(self.lateral.more(self.learned))
+        with hardware_errors():
+            self.student.begin(self.lateral.more(self.learned))
         self._compared = {}
 
     def learn(self, x: Tensor, errors: Callable[[Tensor], Tensor]) -> Tensor:
@@ -181,17 +183,23 @@ class OnChip:
 
     def state_dict(self) -> State:
         """Return everything needed to go on."""
-        return {"learned": self.learned, "student": _tensors(self.student.state_dict())}
+        student = _tensors(self.student.state_dict())
+        return {"learned": self.learned, "lava": dict(self._compared), "student": student}
 
     def load_state_dict(self, state: State) -> None:
         """Take back what :meth:`state_dict` gave."""
-        self.learned = state["learned"]
+        self.learned, self._compared = state["learned"], dict(state["lava"])
         self.student.load_state_dict(_arrays(state["student"]))
 
 
 def _check_network(network: Network) -> None:
     """Refuse what the chip would learn otherwise than floats do."""
     for name, synapse in network.synapses.items():
+        if name not in network.layers:
+            raise PairingError(
+                f"'{name}' is recurrent; layers that learn on the chip stand in a row, without "
+                "recurrent synapses"
+            )
         maps = [type(each).__name__ for each in synapse.maps if not isinstance(each, Gain)]
         if maps:
             raise PairingError(
@@ -206,18 +214,24 @@ def _check_network(network: Network) -> None:
 
 
 def _gains(network: Network, program: Program) -> dict[str, np.ndarray[Any, Any]]:
-    """Return what weights that are stored are multiplied by before neurons see them, by layer."""
+    """Return what weights that are stored are multiplied by before neurons see them, by layer.
+
+    That is a number for each neuron (norms have one each), found from weights in whole numbers. Of
+    those that are nearly zero it cannot be; they take what is usual in their layer.
+    """
     found = {}
-    for name in program.populations:
-        (connection,) = (c for c in program.connections if c.target == name)
+    for connection in program.connections:
+        name, whole = connection.target, connection.synapses
         stored = network.synapses[name].weight.detach().double().cpu().numpy()
-        if not isinstance(connection.synapses, DenseParameters):
-            continue  # refused by name as it is to learn
-        whole = connection.dense.effective / program.manifest["scales"][name]["weight"]
-        if whole.shape != stored.shape:  # behind maps that were pooled
-            continue
+        if not isinstance(whole, DenseParameters) or whole.effective.shape != stored.shape:
+            continue  # refused by name where it is to learn
         power = (stored**2).sum(1)
-        found[name] = np.where(power > 0, (whole * stored).sum(1) / np.maximum(power, 1e-30), 1.0)
+        gains = (whole.effective * stored).sum(1) / np.maximum(power, 1e-30)
+        clear = (whole.effective**2).sum(1) > CLEAR**2
+        usual = np.median(gains[clear]) if clear.any() else 1.0
+        found[name] = np.where(clear, gains, usual) / program.manifest["scales"][name]["weight"]
+        if not clear.any():
+            found[name] = np.ones(len(stored))
     return found
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spikecl.continual.compose import Composition
 from spikecl.continual.host import Seen
-from spikecl.continual.method import Context, Lateral, MethodSpec
+from spikecl.continual.method import Context, Lateral, MethodSpec, overrides
 from spikecl.encoding import CrossEntropy, Encoder, InputStatistics, Loss
 from spikecl.errors import NonFiniteLossError, UsageError
 from spikecl.interop.meta import meta_of, together
@@ -282,12 +282,13 @@ class Learner:
 
         kept = self._calibration if calibration is None else {"0": calibration}
         seen = together([encode(x, int(place)) for place, x in kept.items()])
-        travels = [method.travels() for method in self.methods.methods.values()] or [Lateral()]
+        methods = self.methods.methods.values()
+        travels = [method.travels() for method in methods if overrides(method, "travels")]
         return OnChip(
             self.export,
             self.network,
             seen,
-            lateral=next((found for found in travels if found.rows), travels[0]),
+            lateral=travels[0] if travels else Lateral(),
             feedback=feedback_of(
                 self.export, self.network, self._variables, self.seeds, seen[:, :1]
             ),

@@ -46,14 +46,14 @@ class ExportPlan:
     batch, in the short last one of an epoch too.
 
     Args:
-        after: Experiences that are learned before it.
+        after: Events before it, usually experiences.
         backend: Where the rest is learned: in the ``emulator``; with ``lava``, Lava then learns the
             same from the same spikes and factors, and has to come to the same weights.
         layers: Which layers learn: ``all``, or the ``readout`` alone.
         rate: Learning rate on the chip, without schedule; by default that of the optimiser, if it
             is plain gradient descent.
         steps: Steps of a replay, and so its largest number of spikes. One replay can change weights
-            most with 7, 14 or 28 of them.
+            most with 7, 14, 28 or 56 of them.
         lateral_rate: Step of new lateral weights, relative to the variance that is left to learn.
         calibrate: Training samples that scales are measured on.
         headroom: Largest weight that integers can hold, over the largest one at the export.

@@ -21,6 +21,7 @@ from spikecl_hardware.record import Record
 
 SUFFIX = ".lateral"
 TOP = 254  # largest weight of mixed signs, which are even
+COARSEST = 3  # bits that rows may lose
 SILENT = LIFParameters(vth=(1 << 17) - 1, du=4095)
 
 
@@ -62,11 +63,9 @@ def with_lateral(program: Program, rows: Mapping[str, Rows]) -> Program:
             )
         if not len(each.weights):
             continue
+        held, exponent = fitting(program, source, each)
         synapses = DenseParameters(
-            each.weights,
-            weight_exp=_exponent(each.weights, program, bits),
-            sign_mode=SignMode.MIXED,
-            num_message_bits=bits,
+            held.weights, weight_exp=exponent, sign_mode=SignMode.MIXED, num_message_bits=bits
         )
         name = source + SUFFIX
         populations[name] = Population((len(each.weights),), SILENT)
@@ -81,17 +80,27 @@ def _bits(program: Program, source: str) -> int:
     )
 
 
-def _exponent(weights: Array, program: Program, bits: int) -> int:
-    """Return the largest exponent with which no membrane can leave its range."""
-    largest = 1 << max(bits - 1, 0)
-    steps = program.steps + len(program.populations) + 1
-    most = int(abs(weights).sum(1).max()) * largest * steps
-    e = min(0, int(np.floor(np.log2(((1 << 17) - 1) / max(most, 1)))))
-    if e < -8:
-        raise ProgramError(
-            f"lateral sums reach {most}, far beyond a membrane; fewer steps or inputs are allowed"
-        )
-    return e
+def fitting(program: Program, source: str, rows: Rows) -> tuple[Rows, int]:
+    """Return rows as neurons hold them, and the exponent of their weights.
+
+    It is the largest with which no membrane can leave its range. Where none is small enough, rows
+    lose up to three bits.
+
+    Raises:
+        ProgramError: That is not enough.
+    """
+    largest = 1 << max(_bits(program, source) - 1, 0)
+    populations = sum(not name.endswith(SUFFIX) for name in program.populations)
+    for bits in range(COARSEST + 1):
+        weights = 2 * np.rint(rows.weights / 2 ** (bits + 1)).astype(np.int64)
+        most = int(abs(weights).sum(1).max(initial=0)) * largest * (program.steps + populations + 1)
+        exponent = min(0, int(np.floor(np.log2(((1 << 17) - 1) / max(most, 1)))))
+        if exponent >= -8:
+            return Rows(weights, rows.scale / 2**bits), exponent
+    raise ProgramError(
+        f"lateral sums of '{source}' reach {most}, far beyond a membrane; fewer steps or inputs "
+        "are allowed"
+    )
 
 
 def responses(program: Program, record: Record, source: str, rows: Rows) -> Array:
@@ -106,9 +115,9 @@ def responses(program: Program, record: Record, source: str, rows: Rows) -> Arra
     name = source + SUFFIX
     if name not in program.populations:
         return np.zeros((record.inputs.shape[1], 0))
-    (connection,) = (c for c in program.connections if c.target == name)
+    held, exponent = fitting(program, source, rows)
     v: Array = record.states[name]["v"][-1]
-    return v / (64 * 2.0**connection.dense.weight_exp * rows.scale)
+    return v / (64 * 2.0**exponent * held.scale)
 
 
 def sent(record: Record, source: str) -> Array:

@@ -5,12 +5,12 @@ sees a trace of its source's spikes, which counts up, and two factors. So source
 ``x+`` with the factors ``f+, f-``, then ``x-`` with the two exchanged (``x = x+ - x-``). A phase
 has ``steps`` steps for spikes and one more; at its end::
 
-    P = floor(-t / 32)
+    P = floor((16 - t) / 32)
     w <- w + c P                            c = 2 where weights have mixed signs, which are even
     t <- t + 32 P - g x1 (y2 - y3)          x1 counts the spikes of the phase
 
-Tags ``t`` hold, with the other sign, what is too small for a weight, and carry over into weights
-without rounding, so that nothing is lost from one phase to the next. Numbers are such that
+Tags ``t`` hold, with the other sign, what is too small for a weight, half a step at most, and carry
+over into weights without loss from one phase to the next. Numbers are such that
 products are exact too; what is left of a tag unit is rounded by chance, as the engine does. (The
 engine lets factors decay by ``exp(-1/65535)`` in a step: in two phases of a thousand, by chance,
 they lose one at each.)
@@ -121,7 +121,7 @@ def _by_chance(x: Array, generator: np.random.Generator) -> Array:
 
 def learning(gain: Gain, mode: SignMode) -> Learning:
     """Return the rule as the chip has it; a phase is an epoch of ``steps + 1`` steps."""
-    carry = "u0*t*(x2+1)"  # the bits of x2, which is still, shift the product: floor(-t / 32)
+    carry = f"u0*(t-{CARRY // 2})*(x2+1)"  # the bits of x2, which is still, shift the product
     grown = term(-gain.tags, "u0", "x1", "y2") + term(gain.tags, "u0", "x1", "y3")
     return Learning(
         dw=f"-1*2^{int(mode is SignMode.MIXED)}*{carry}",
@@ -212,7 +212,7 @@ class Taught:
         if not len(rows):
             return
         tags = self.t[rows]
-        steps = np.floor(tags / -CARRY)
+        steps = np.floor((tags - CARRY // 2) / -CARRY)
         low, high = WEIGHTS[self.mode]
         grown = self.w[rows] + (1 + (self.mode is SignMode.MIXED)) * steps.astype(np.int32)
         if grown.min() < low or grown.max() > high:
@@ -265,9 +265,10 @@ class _Draws:
 
     def __init__(self, gain: Gain, done: int):
         self._steps = gain.steps + 1
-        self._round, self._decay = np.random.default_rng(ROUNDING_SEED), np.random.default_rng(3)
-        self._round.random(1 + done)
-        self._decay.random(1 + 2 * self._steps * done)
+        bits = np.random.PCG64(ROUNDING_SEED), np.random.PCG64(3)
+        bits[0].advance(1 + done)
+        bits[1].advance(1 + 2 * self._steps * done)
+        self._round, self._decay = (np.random.Generator(each) for each in bits)
 
     def next(self, third: Array) -> tuple[float, Array]:
         """Return the number to round with, and what a phase leaves of factors."""

@@ -6,11 +6,12 @@ For each batch, in order of execution, with means over the steps of a sample::
     x~_l = x_l - H_l^T y_l                     what rows of earlier tasks leave of it
     f_l  = B_l^T e  where a neuron fired, but not in every step;  f = e at the readout
     sources replay x~+ and x~-, f gates        dW_l = rate <f_l x~_l^T>
-    and once more for rows of this task        dH = step <y (x~ - H^T y)^T> / <|x~|^2>,  y = H x~
+    and once more for rows of this task        dH = step <y (x~ - H^T y)^T> / v,  y = H x~
 
 ``e`` is the error of the outputs, ``B`` fixed; a whole batch meets the same weights. The chip runs,
 answers with its lateral neurons, and learns (:mod:`~spikecl_hardware.loihi.replay`); the host
-beside it forms the error and what sources replay. Rows protect when their task is over; as the next
+beside it forms the error and what sources replay. ``v`` is ``<|x~|^2>`` of a task's first batch, or
+of the present one if that has more. Rows protect when their task is over; as the next
 one begins, the host writes them again, orthonormal.
 """
 
@@ -25,7 +26,7 @@ import numpy.typing as npt
 
 from spikecl_hardware.loihi.decode import logits
 from spikecl_hardware.loihi.emulator import NUMPY, Arrays, emulate
-from spikecl_hardware.loihi.lateral import SUFFIX, Rows, responses, sent, with_lateral
+from spikecl_hardware.loihi.lateral import SUFFIX, Rows, fitting, responses, sent, with_lateral
 from spikecl_hardware.loihi.learning import Array
 from spikecl_hardware.loihi.operations import count
 from spikecl_hardware.loihi.plastic import with_weights
@@ -207,7 +208,8 @@ class Student:
         for name, layer in self.layers.items():
             n = layer.rows.weights.shape[1]
             count_ = min(len(layer.rows.weights) + more.get(name, 0), n)
-            rows[layer.source] = Rows.of(np.eye(count_, n))
+            likely = np.random.default_rng(0).standard_normal((count_, n))
+            rows[layer.source] = Rows.of(likely, largest=2 * float(abs(likely).max(initial=0.0)))
         program = with_lateral(self.program, rows)
         learned = {*self.layers, *(f"{layer.source}{SUFFIX}" for layer in self.layers.values())}
 
@@ -234,7 +236,7 @@ class Student:
         for name, layer in self.layers.items():
             scale = layer.message * self.program.steps
             y = responses(listening, record, layer.source, layer.rows)[:, : layer.kept]
-            own = layer.rows.values[: layer.kept]
+            own = fitting(listening, layer.source, layer.rows)[0].values[: layer.kept]
             left[name] = (sent(record, layer.source) - y @ own) / scale
         self.operations += ran(listening, record)
         return Seen(record, logits(record.outputs, self.program.readout), left)
@@ -253,7 +255,8 @@ class Student:
             count_, layer.kept = min((new or {}).get(name, 0), n - len(rows)), len(rows)
             generator = np.random.default_rng([self.schedule.seed, 1, position, layer.kept])
             rows, layer.growing, layer.cut = _more(rows, count_, generator), None, 0
-            layer.rows = Rows.of(rows, largest=2 * float(abs(rows).max(initial=0.0)))
+            room = 2.0 if count_ > 0 else 1.0  # for rows that learn
+            layer.rows = Rows.of(rows, largest=room * float(abs(rows).max(initial=0.0)))
         self._listening = self._with_lateral()
 
     def learn(self, inputs: npt.ArrayLike, errors: Errors) -> Seen:
@@ -295,7 +298,9 @@ class Student:
         wide: Array = np.repeat(error, units, axis=1) / units
         if name not in self.feedback:
             return wide
-        fired = record.spikes[name].reshape(len(record.inputs), len(error), -1).sum(0)
+        first = self.program.depths[name]  # bias can make a layer fire before its sample is there
+        window = record.spikes[name][first : first + self.program.steps]
+        fired = window.reshape(len(window), len(error), -1).sum(0)
         made: Array = (wide @ self.feedback[name]) * ((fired > 0) & (fired < self.program.steps))
         return made
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from spikecl_hardware.loihi.emulator import emulate
-from spikecl_hardware.loihi.lateral import Rows, responses, sent, with_lateral
+from spikecl_hardware.loihi.lateral import Rows, fitting, responses, sent, with_lateral
 from spikecl_hardware.loihi.program import (
     INPUT,
     Connection,
@@ -67,6 +67,21 @@ def test_membranes_hold_the_product(bits):
         if connection.dense.weight_exp == 0:
             assert abs(found - wanted).max() < 1e-9
     assert (sent(record, INPUT) == x.sum(0)).all()
+
+
+@pytest.mark.parametrize(("n", "steps"), [(784, 10), (784, 30)])
+def test_rows_of_wide_inputs_lose_bits_where_sums_are_large(n, steps):
+    rng = np.random.default_rng(3)
+    out = DenseParameters(np.ones((1, n), int), num_message_bits=8)
+    cells = {"out": Population((1,), LIFParameters(vth=(1 << 17) - 1, du=4095))}
+    wide = Program((n,), cells, (Connection(INPUT, "out", out),), Readout("out"), steps)
+    x, rows = rng.integers(-127, 128, (steps, 3, n)), Rows.of(orthonormal(6, n))
+    held, exponent = fitting(wide, INPUT, rows)
+    assert exponent == -8 and held.scale < rows.scale
+    listening = with_lateral(wide, {INPUT: rows})
+    record = emulate(listening, x, states=("v",))
+    wanted = sent(record, INPUT) @ held.values.T
+    assert abs(responses(listening, record, INPUT, rows) - wanted).max() < 0.02 * abs(wanted).max()
 
 
 def test_no_rows_need_no_neurons():

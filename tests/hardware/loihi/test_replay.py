@@ -135,6 +135,17 @@ def test_nothing_is_lost_below_a_step_of_a_weight():
     assert abs(int(taught.settle()[0, 0]) - 10) <= 2
 
 
+def test_small_changes_without_a_mean_leave_weights_where_they_were():
+    rng = np.random.default_rng(6)
+    gain = Gain.of(0.1, steps=14, largest=1.0)
+    taught = Taught(np.zeros((30, 40), np.int64), SignMode.MIXED, gain)
+    for _ in range(200):
+        x, f = rng.uniform(-1, 1, 40), rng.uniform(-1, 1, 30)
+        taught.learn(gain.counts(x, rng), gain.factors(f, rng))
+    moved = taught.settle()
+    assert moved.any() and abs(moved.mean()) < 0.05
+
+
 def test_a_run_goes_on_where_it_stopped():
     rng = np.random.default_rng(4)
     gain = Gain.of(3.0, steps=9, largest=1.0)
