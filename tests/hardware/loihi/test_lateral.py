@@ -81,7 +81,10 @@ def test_rows_of_wide_inputs_lose_bits_where_sums_are_large(n, steps):
     listening = with_lateral(wide, {INPUT: rows})
     record = emulate(listening, x, states=("v",))
     wanted = sent(record, INPUT) @ held.values.T
-    assert abs(responses(listening, record, INPUT, rows) - wanted).max() < 0.02 * abs(wanted).max()
+    least = 2.0**8 / held.scale  # each step rounds down by less
+    error = wanted - responses(listening, record, INPUT, rows)
+    assert error.min() > -1e-9 and error.max() <= len(record.inputs) * least
+    assert error.max() < 0.03 * abs(wanted).max()
 
 
 def test_no_rows_need_no_neurons():
