@@ -406,7 +406,7 @@ def test_shared_weights_are_refused_where_they_cannot_be():
         {"convolutions": "dense"},
         {"clips": ()},
         {"clips": (0.0,)},
-        {"clips": (1.5,)},
+        {"clips": (4.5,)},
         {"margin": 0.9},
         {"margin": float("nan")},
     ],
