@@ -34,6 +34,7 @@ HOOKS = {
         "predict",
         "unlearn",
         "adapt",
+        "travels",
         "report",
     ),
     *("state_dict", "load_state_dict", "nbytes"),
@@ -57,6 +58,7 @@ def test_the_others_do_nothing_and_keep_nothing():
     assert method.begin(None) is None and method.end(None) is None
     assert method.after_step() is None and method.end_epoch() is None
     assert method.state_dict() == {} and method.report() == {} and method.nbytes() == 0
+    assert method.travels().rows == {} and method.travels().more(0) == {}
     method.load_state_dict({})
 
 
