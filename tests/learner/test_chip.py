@@ -350,7 +350,8 @@ def test_weights_learn_at_the_rate_of_what_is_stored(gain):
             "weight"
         ]
         slope = (moved * wanted[name]).sum() / (wanted[name] ** 2).sum()
-        assert slope == pytest.approx(1, abs=0.15), name  # weights are coarse, steps small
+        # hidden weights move by a few steps; a rate without the gain is off by its square
+        assert slope == pytest.approx(1, abs=0.05 if name == "readout" else 0.15), name
 
 
 def test_an_export_has_its_place_in_the_stream():
