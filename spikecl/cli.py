@@ -7,25 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import json
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from spikecl import screen
 from spikecl.errors import Interrupted, RunError, SpikeclError, UsageError
 from spikecl.signals import stop_early
-
-if TYPE_CHECKING:
-    from spikecl.experiments.progress import Progress, Show
-    from spikecl.plots import Group
-    from spikecl.records import RunRecord
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,10 +30,6 @@ data_app = typer.Typer(no_args_is_help=True, help="List, fetch and verify data s
 app.add_typer(data_app, name="data")
 hardware_app = typer.Typer(no_args_is_help=True, help="Install and check what runs exports.")
 app.add_typer(hardware_app, name="hardware")
-
-out, err = Console(), Console(stderr=True)
-if not out.is_terminal:
-    out = Console(width=1000)  # a file or pipe has no edge to cut tables at
 
 RunsDir = Annotated[Path, typer.Option(help="Where run directories are.")]
 DataDir = Annotated[
@@ -86,15 +75,15 @@ def run(
     from spikecl.experiments import load_config, run_config, run_seeds
 
     checked = load_config(config, set_ or [])
-    with _progress(quiet or as_json) as show:
+    with screen.progress(quiet or as_json) as show:
         if seeds == 1:
             record = run_config(checked, runs_dir=runs_dir, data_dir=data_dir, show=show).record
         else:
             group = run_seeds(checked, seeds, runs_dir=runs_dir, data_dir=data_dir, show=show)
     if seeds != 1:
-        _show_group(group.table, group.path, as_json)
+        screen.show_group(group.table, group.path, as_json)
     else:
-        _show_run(record, as_json)
+        screen.show_run(record, as_json)
 
 
 @app.command()
@@ -109,9 +98,9 @@ def resume(
     from spikecl.experiments import resume as resume_run
     from spikecl.records import find_run
 
-    with _progress(quiet or as_json) as show:
+    with screen.progress(quiet or as_json) as show:
         result = resume_run(find_run(run, runs_dir), data_dir=data_dir, show=show)
-    _show_run(result.record, as_json)
+    screen.show_run(result.record, as_json)
 
 
 @app.command("list")
@@ -133,11 +122,14 @@ def list_runs(runs_dir: RunsDir = RUNS, as_json: AsJson = False) -> None:
             status = "damaged"
         rows.append({"run": record.id, "status": status, "acc": acc})
     if as_json:
-        _print_json(rows)
+        screen.show_json(rows)
     elif not rows:
-        out.print(f"no runs in {runs_dir}; 'spikecl run CONFIG' makes one")
+        screen.out.print(f"no runs in {runs_dir}; 'spikecl run CONFIG' makes one")
     else:
-        _print_table([[r["run"], r["status"], _percent(r["acc"])] for r in rows], _RUN_COLUMNS)
+        screen.show_table(
+            [[r["run"], r["status"], screen.percent(r["acc"])] for r in rows],
+            ["run", "status", "ACC %"],
+        )
 
 
 @app.command()
@@ -149,7 +141,7 @@ def show(
     """Show the result of a run: summary and accuracy matrix."""
     from spikecl.records import find_run
 
-    _show_run(find_run(run, runs_dir), as_json)
+    screen.show_run(find_run(run, runs_dir), as_json)
 
 
 @app.command()
@@ -166,12 +158,12 @@ def compare(
 
     records = select_runs(runs, runs_dir)
     if as_json:
-        _print_json([record.summary for record in records])
+        screen.show_json([record.summary for record in records])
         return
-    _print_comparison(group_records(records))
+    screen.show_comparison(group_records(records))
     with writing(figure):
         plot_comparison(records).savefig(figure, dpi=120)
-    out.print(f"figure: {figure}", soft_wrap=True)
+    screen.out.print(f"figure: {figure}", soft_wrap=True)
 
 
 @app.command()
@@ -185,7 +177,7 @@ def report(
     from spikecl.report import write_report
 
     path = write_report(select_runs(runs, runs_dir), output)
-    out.print(f"report: {path}", soft_wrap=True)
+    screen.out.print(f"report: {path}", soft_wrap=True)
 
 
 @app.command()
@@ -199,7 +191,7 @@ def methods(as_json: AsJson = False) -> None:
         needs = ", ".join(spec.needs.names()) or "nothing"
         summary = (spec.__doc__ or "").strip().splitlines()[0]
         rows.append({"method": name, "needs": needs, "summary": summary})
-    _print_rows(rows, as_json)
+    screen.show_rows(rows, as_json)
 
 
 @app.command()
@@ -224,7 +216,7 @@ def trainers(as_json: AsJson = False) -> None:
             row |= {"source": traits.source, "needs": ", ".join(spec.needs.names())}
             row["summary"] = summary
         rows.append(row)
-    _print_rows(rows, as_json)
+    screen.show_rows(rows, as_json)
 
 
 @app.command()
@@ -266,7 +258,7 @@ def export(
         )
     else:
         made = write(record, output, to=to.value, **choice, **fit)
-    _show_export(made, as_json)
+    screen.show_export(made, as_json)
 
 
 @app.command()
@@ -299,7 +291,7 @@ def simulate(
     from spikecl.experiments.simulate import simulate as run_file
 
     output = output and npz(output)
-    with _stoppable(), _counting(quiet or as_json) as show:
+    with _stoppable(), screen.counting(quiet or as_json) as show:
         made = run_file(
             file,
             [backend] if compare is None else [word.strip() for word in compare.split(",")],
@@ -314,9 +306,9 @@ def simulate(
             keep=output is not None,
             show=show,
         )
-    _show_simulation(made, as_json)  # before writing: a full disk takes no answer away
+    screen.show_simulation(made, as_json)  # before writing: a full disk takes no answer away
     if made.fell_back:
-        err.print(f"brian2: there is no compiler for {target} that works; it ran with numpy")
+        screen.err.print(f"brian2: there is no compiler for {target} that works; it ran with numpy")
     save(made, output)
 
 
@@ -328,7 +320,7 @@ def hardware_setup() -> None:
     from spikecl.interop.boundary import hardware_errors
 
     with hardware_errors():
-        out.print(str(setup()), soft_wrap=True)
+        screen.out.print(str(setup()), soft_wrap=True)
 
 
 @hardware_app.command("doctor")
@@ -350,7 +342,7 @@ def data_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     if not as_json:  # what fits the width of a terminal
         rows = [{k: v for k, v in row.items() if k != "licence"} for row in rows]
         rows = [{**row, "found": row["found"] and row["found"].name} for row in rows]
-    _print_rows([{k: _plain(v) for k, v in row.items()} for row in rows], as_json)
+    screen.show_rows([{k: screen.plain(v) for k, v in row.items()} for row in rows], as_json)
 
 
 @data_app.command("fetch")
@@ -360,7 +352,7 @@ def data_fetch(
     """Download a data set to the user's cache unless it is there."""
     from spikecl.data import fetch
 
-    out.print(f"{name}: {fetch(name, data_dir=data_dir).found}", soft_wrap=True)
+    screen.out.print(f"{name}: {fetch(name, data_dir=data_dir).found}", soft_wrap=True)
 
 
 @data_app.command("verify")
@@ -371,91 +363,13 @@ def data_verify(
     from spikecl.data import verify
 
     row = verify(name, data_dir=data_dir)
-    out.print(row.message, soft_wrap=True)
+    screen.out.print(row.message, soft_wrap=True)
     if row.ok is False:
         raise typer.Exit(1)
 
 
-# ---- showing ------------------------------------------------------------------------------------
-
-FEW = 14  # rows or columns of an accuracy matrix that are shown whole
-_RUN_COLUMNS = ["run", "status", "ACC %"]
-_METRICS = {"acc": "ACC %", "bwt": "BWT %", "fwt": "FWT %", "learning_accuracy": "learning %"}
-
-
-def _show_run(record: RunRecord, as_json: bool) -> None:
-    if as_json:
-        _print_json(record.summary)
-        return
-    summary = record.summary
-    names = [[key, str(summary[key])] for key in ("stream", "method", "network", "trainer", "seed")]
-    numbers = [[label, _percent(summary[key])] for key, label in _METRICS.items()]
-    _print_table([*names, *numbers], [record.id, ""])
-    events, sets = record.matrix_names()
-    matrix = record.matrix()
-    rows = [[event, *map(_percent, row)] for event, row in zip(events, matrix, strict=True)]
-    _print_table(_ends(rows), _ends_of(["accuracy %", *sets]))
-    if tasks := record.tasks():
-        cells = [["–" if v is None else str(_short(v)) for v in row.values()] for row in tasks]
-        _print_table(_ends(cells), list(tasks[0]))
-        out.print(record.cost["tasks"]["note"], soft_wrap=True)
-        for table, told in record.cost["tasks"]["tables"].items():
-            out.print(f"energy, {table}: an estimate; {told['source']}", soft_wrap=True)
-    if "geometry" in str(summary["method"]).split("+"):
-        _show_geometry(record)
-    out.print(f"record: {record.path}", soft_wrap=True)
-
-
-def _show_geometry(record: RunRecord) -> None:
-    """Show what method ``geometry`` saw at the end."""
-    from spikecl.plots import geometry_tables, has_geometry
-
-    for rows in geometry_tables(record) if has_geometry(record) else ():
-        if rows:
-            _print_rows([{k: _short(v) for k, v in row.items()} for row in rows], False)
-
-
-def _show_export(made: Any, as_json: bool) -> None:
-    """Show a file that was written, its layers, and where they lie on the chip."""
-    from spikecl.experiments.export import layer_rows
-
-    rows = layer_rows(made)
-    if as_json:
-        _print_json({"path": str(made.path), "layers": rows})
-        return
-    if rows:
-        _print_rows([{k: _short(v) for k, v in row.items()} for row in rows], False)
-    if made.program is not None:
-        p = made.program
-        out.print(
-            f"{p.steps} steps for each sample, the answer {p.latency} later: each synapse sends "
-            "what it summed one step before",
-            soft_wrap=True,
-        )
-    if made.graph is not None and made.graph != made.path:
-        out.print(f"graph: {made.graph}", soft_wrap=True)
-    out.print(f"file: {made.path}", soft_wrap=True)
-
-
-def _show_simulation(made: Any, as_json: bool) -> None:
-    if as_json:
-        _print_json(made.as_dict())
-        return
-    _print_rows([{k: _short(v) for k, v in row.items()} for row in made.rows()], False)
-    for name, report_ in made.comparisons.items():
-        out.print(f"{name}, first samples, against {report_.outputs[0].backend}")
-        _print_rows([{k: _short(v) for k, v in row.items()} for row in report_.rows()], False)
-    for row in made.energies():
-        out.print(f"estimate: {row['total nJ']:.4g} nJ a sample, {row['table']}", soft_wrap=True)
-        out.print(f"  {row['source']}", soft_wrap=True, style="dim")
-
-
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _short(value: object) -> object:
-    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 @contextlib.contextmanager
@@ -473,131 +387,13 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def _counting(quiet: bool) -> Iterator[Any]:
-    """Show a bar per backend and test set on standard error."""
-    if quiet or not err.is_terminal:
-        yield None
-        return
-    from rich.progress import Progress as Bars
-
-    with Bars(console=err, transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(name, total=total)
-            bars.update(tasks[name], completed=done)
-
-        yield show
-
-
-def _show_group(table: dict[str, Any], path: Path, as_json: bool) -> None:
-    if as_json:
-        _print_json(table)
-        return
-    rows = [
-        [
-            metric,
-            _percent(v["mean"]),
-            _percent(v["sd"]),
-            f"{_percent(v['low'])} … {_percent(v['high'])}",
-        ]
-        for metric, v in table["metrics"].items()
-    ]
-    title = f"{table['stream']} {table['method']} (n = {len(table['seeds'])})"
-    _print_table(rows, [title, "mean %", "sd", "95 % interval"])
-    out.print(f"record: {path}", soft_wrap=True)
-
-
-def _print_comparison(groups: Sequence[Group]) -> None:
-    rows = []
-    for group in groups:
-        cells = []
-        for metric in _METRICS:
-            stats = group.statistics(metric)
-            spread = f" ± {_percent(stats.sd)}" if stats and stats.sd is not None else ""
-            cells.append(f"{_percent(stats.mean if stats else None)}{spread}")
-        rows.append([group.summaries[0]["stream"], group.label, str(len(group.records)), *cells])
-    _print_table(rows, ["stream", "method", "n", *_METRICS.values()])
-
-
-def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        _print_json(rows)
-    else:
-        _print_table(
-            [["–" if v is None else str(v) for v in row.values()] for row in rows], list(rows[0])
-        )
-
-
-def _print_table(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> None:
-    table = Table(*columns, box=None, header_style="bold")
-    for row in rows:
-        table.add_row(*row)
-    out.print(table)
-    out.print()
-
-
-def _ends(rows: list[list[str]]) -> list[list[str]]:
-    """Return what a screen has room for: of a long stream the first and last events and sets."""
-    shown = [_ends_of(row) for row in rows]
-    if len(shown) <= FEW:
-        return shown
-    return [*shown[: FEW // 2], ["…"] * len(shown[0]), *shown[-FEW // 2 + 1 :]]
-
-
-def _ends_of(row: list[str]) -> list[str]:
-    return row if len(row) <= FEW else [*row[: FEW // 2], "…", *row[-FEW // 2 + 1 :]]
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=1) + "\n")
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None or value != value else f"{100 * value:.2f}"
-
-
-def _plain(value: object) -> object:
-    if value is None or isinstance(value, int | float | str | bool | dict):
-        return value
-    return list(value) if isinstance(value, tuple) else str(value)
-
-
-@contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Show | None]:
-    """Show a bar per run on standard error: event, accuracy so far, time left."""
-    if quiet or not err.is_terminal:
-        yield None
-        return
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    with Bars(*columns, TextColumn("{task.fields[note]}"), console=err, transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(progress: Progress) -> None:
-            if progress.run not in tasks:
-                tasks[progress.run] = bars.add_task(progress.run, total=1.0, note="")
-            note = f"event {progress.event}/{progress.events}"
-            if progress.accuracy is not None:
-                note += f", accuracy so far {_percent(progress.accuracy)} %"
-            if progress.seconds_left is not None:
-                note += f", {progress.seconds_left:.0f} s left"
-            bars.update(tasks[progress.run], completed=progress.fraction, note=note)
-
-        yield show
-
-
 def main() -> None:
     """Entry point: run a command and end with its exit code."""
     stop_early("spikecl: stopped before there was anything to save\n")
     try:
         app(prog_name="spikecl")
     except Interrupted as stopped:
-        err.print(f"spikecl: {stopped}", highlight=False, markup=False, soft_wrap=True)
+        screen.err.print(f"spikecl: {stopped}", highlight=False, markup=False, soft_wrap=True)
         sys.exit(stopped.exit_code)
     except Exception as error:
         if "--debug" in sys.argv:
@@ -605,7 +401,7 @@ def main() -> None:
         known = isinstance(error, SpikeclError)
         text = str(error) if known else f"{type(error).__name__}: {error}; --debug shows where"
         line = " ".join(text.split())
-        err.print(f"spikecl: {line}", highlight=False, markup=False, soft_wrap=True)
+        screen.err.print(f"spikecl: {line}", highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code if isinstance(error, SpikeclError) else 1)
 
 

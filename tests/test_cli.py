@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from spikecl import cli
+from spikecl import cli, screen
 from spikecl.experiments import runner
 from spikecl.learner import Learner
 from spikecl.records import find_runs
@@ -221,14 +222,14 @@ def test_progress_is_only_for_terminals_and_quiet_silences_it(spikecl, config, m
     monkeypatch.setattr(
         "spikecl.experiments.run_config", lambda *a, show, **k: shown.append(show) or 1 / 0
     )
-    terminal = cli.Console(file=sys.stderr, force_terminal=True)
+    terminal = Console(file=sys.stderr, force_terminal=True)
     for console, flags, expected in [
-        (cli.err, (), False),
+        (screen.err, (), False),
         (terminal, (), True),
         (terminal, ("--quiet",), False),
         (terminal, ("--json",), False),
     ]:
-        monkeypatch.setattr(cli, "err", console)
+        monkeypatch.setattr(screen, "err", console)
         assert spikecl("run", config, *flags)[0] == 1
         assert (shown.pop() is not None) == expected
 
@@ -237,7 +238,7 @@ def test_the_progress_bar_says_event_accuracy_and_time_left(spikecl, config, mon
     from io import StringIO
 
     drawn = StringIO()
-    monkeypatch.setattr(cli, "err", cli.Console(file=drawn, force_terminal=True, width=150))
+    monkeypatch.setattr(screen, "err", Console(file=drawn, force_terminal=True, width=150))
     assert spikecl("run", config)[0] == 0
     assert "event 2/2" in drawn.getvalue()
     assert re.search(r"accuracy so far \d+\.\d\d %, \d+ s left", drawn.getvalue())
