@@ -162,7 +162,7 @@ def test_runs_and_learns(method, network, optimiser):
     start = {n: p.detach().clone() for n, p in learner.network.weights().items()}
     for tick in learner.ticks():
         json.dumps(tick.rows, allow_nan=False)
-    assert not np.isnan(learner.matrices()[0].final).any()
+    assert not np.isnan(learner.scores.matrices()[0].final).any()
     for name, p in learner.network.weights().items():
         assert p.isfinite().all()
         stays = method in FROZEN and FROZEN[method](name)

@@ -293,7 +293,7 @@ def test_accuracies_are_counted_by_hand():
     for tick in learner.ticks():
         if tick.kind == "event":
             at_event.append(weights(learner))
-    aware, agnostic = (m.values for m in learner.matrices())
+    aware, agnostic = (m.values for m in learner.scores.matrices())
     assert aware.shape == agnostic.shape == (3, 2)
     for i, w in enumerate(at_event):
         for j, test in enumerate(stream.eval_sets.values()):
@@ -527,14 +527,14 @@ def assert_resumes(make, pick=lambda i, tick: True):
         if pick(i, tick):
             saved.append((tick.kind, len(rows), frozen(whole)))
     end = frozen(whole)
-    matrices = [m.values for m in whole.matrices()]
+    matrices = [m.values for m in whole.scores.matrices()]
     assert {kind for kind, *_ in saved} >= {"epoch", "test", "event"}
     for kind, count, state in saved:
         again = make()
         again.load_state_dict(state)
         assert run(again) == rows[count:], kind
         assert_states_equal(frozen(again), end)
-        for a, b in zip(again.matrices(), matrices):
+        for a, b in zip(again.scores.matrices(), matrices):
             assert np.array_equal(a.values, b, equal_nan=True)
         assert again.methods.report() == whole.methods.report()
     return saved
@@ -828,7 +828,7 @@ def test_one_deaf_method_is_named_and_a_hearing_one_is_asked():
     learner = learner_of(stream, (hearing,))
     run(learner)
     assert got == [UNLEARN]
-    assert learner.matrices()[0].values.shape == (3, 1)
+    assert learner.scores.matrices()[0].values.shape == (3, 1)
 
 
 # ---- purity and failures ------------------------------------------------------------------------
@@ -871,7 +871,7 @@ def test_what_is_tested_changes_no_training_and_no_other_test(encoder):
     )
     run(some), run(every)
     assert_same(weights(some), weights(every))
-    for a, b in zip(some.matrices(), every.matrices()):
+    for a, b in zip(some.scores.matrices(), every.scores.matrices()):
         measured = ~np.isnan(a.values)
         # untrained: all; then those taught so far and the next; at the end all
         assert measured[:, ::-1].tolist() == [
@@ -1029,7 +1029,7 @@ def test_an_evaluation_tests_the_sets_it_names():
     for tick in learner.ticks():
         if tick.kind == "event":
             at_event.append(weights(learner))
-    measured = ~np.isnan(learner.matrices()[0].values)
+    measured = ~np.isnan(learner.scores.matrices()[0].values)
     assert measured.tolist() == [
         [True, True, True],  # untrained
         [True, False, False],
@@ -1053,7 +1053,7 @@ def test_a_set_taught_twice():
     passes = [sum(batches[i : i + 2], []) for i in (0, 2, 4)]
     assert sorted(passes[0]) == sorted(passes[2]) != sorted(passes[1])
     assert passes[0] != passes[2]  # its own order each time
-    matrix = learner.matrices()[1]
+    matrix = learner.scores.matrices()[1]
     values = matrix.values
     assert values.shape == (4, 2) and not np.isnan(values).any()
     assert matrix.bwt() == pytest.approx(values[3, 1] - values[2, 1])  # only b is old at the end
@@ -1144,19 +1144,19 @@ def test_progress_grows_from_nothing_to_everything():
     for tick in learner.ticks():
         fractions.append(learner.fraction())
         if tick.kind == "event":
-            accuracies.append(learner.accuracy_so_far())
+            accuracies.append(learner.scores.so_far())
     assert fractions == sorted(fractions)
     assert fractions[0] == 0.0 and fractions[-1] == 1.0
     assert fractions[4:6] == pytest.approx([1 / 12, 2 / 12])  # step 1 and 2 of 3, epoch 1 of 2
-    agnostic = learner.matrices()[1].values
+    agnostic = learner.scores.matrices()[1].values
     assert accuracies == [None, agnostic[1, 0], pytest.approx(agnostic[2].mean())]
 
 
 def test_the_accuracy_shown_is_the_one_the_stream_allows():
     learner = learner_of(tasks(8, 8, split_classes=True, reveal=TASK_IL))
     run(learner)
-    aware, agnostic = (m.final.mean() for m in learner.matrices())
-    assert learner.accuracy_so_far() == pytest.approx(aware) and aware != agnostic
+    aware, agnostic = (m.final.mean() for m in learner.scores.matrices())
+    assert learner.scores.so_far() == pytest.approx(aware) and aware != agnostic
 
 
 def test_the_window_of_losses_is_the_last_one():

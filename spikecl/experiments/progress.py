@@ -47,4 +47,4 @@ class Tracker:
         moved, passed = done - self._from, time.perf_counter() - self._since
         left = passed * (1 - done) / moved if moved > 0 else None
         event, events = min(learner.at.event + 1, len(learner.stream)), len(learner.stream)
-        self._show(Progress(self._run, done, event, events, learner.accuracy_so_far(), left))
+        self._show(Progress(self._run, done, event, events, learner.scores.so_far(), left))

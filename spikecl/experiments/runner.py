@@ -232,7 +232,7 @@ def _drive(
 
 def _finish(job: Job, learner: Learner, directory: RunDirectory) -> None:
     """Write the final files; the summary last, since it says that the run is finished."""
-    aware, agnostic = learner.matrices()
+    aware, agnostic = learner.scores.matrices()
     own = aware if job.chosen_matrix == "aware" else agnostic
     directory.steps.sync()
     directory.prune(keep=job.checkpoint.keep)  # a kill may have come before the last one's

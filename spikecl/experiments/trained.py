@@ -20,7 +20,7 @@ from spikecl.experiments.job import Job
 from spikecl.experiments.result import RunResult
 from spikecl.interop.meta import meta_of, together
 from spikecl.learner import Heads
-from spikecl.learner.learner import first_statistics
+from spikecl.learner.statistics import first_statistics
 from spikecl.networks import Network
 from spikecl.networks.build import Head
 from spikecl.records import RunRecord

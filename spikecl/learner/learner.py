@@ -6,7 +6,6 @@ state is in ``state_dict``, and a learner that takes it back goes on as if it ha
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 from spikecl.continual.compose import Composition
 from spikecl.continual.host import Seen
 from spikecl.continual.method import Context, Lateral, MethodSpec, overrides
-from spikecl.encoding import CrossEntropy, Encoder, InputStatistics, Loss
+from spikecl.encoding import CrossEntropy, Encoder, Loss
 from spikecl.errors import NonFiniteLossError, UsageError
 from spikecl.interop.meta import meta_of, together
 from spikecl.learner.activity import Activity
@@ -40,7 +39,8 @@ from spikecl.learner.pairing import (
     check_time,
 )
 from spikecl.learner.plan import ExportPlan, Initial, Position, Tick, TrainPlan
-from spikecl.metrics import AccuracyMatrix
+from spikecl.learner.scores import Scores
+from spikecl.learner.statistics import first_statistics
 from spikecl.networks import Network, initialise
 from spikecl.networks.build import Head
 from spikecl.neurons import State as NeuronState
@@ -51,7 +51,6 @@ from spikecl.storage import State, nbytes, to_device
 from spikecl.streams import (
     Adapt,
     Batch,
-    Evaluate,
     Experience,
     Export,
     Loaded,
@@ -139,8 +138,7 @@ class Learner:
         self._prepared = False
         self.optimiser = optimiser.start(self._learning)
         self.statistics = first_statistics(stream)
-        self._rows: list[list[dict[str, float]]] = [[], []]  # aware, agnostic
-        self._row: list[dict[str, float]] = [{}, {}]
+        self.scores = Scores(stream, plan.evaluate)
         self._losses = torch.zeros(WINDOW, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
         self.activity = Activity(network)
@@ -174,9 +172,7 @@ class Learner:
                 yield from self._handle()
                 self.at.stage, self.at.epoch, self.at.step = "test", 0, 0
             yield from self._test()
-            for rows, row in zip(self._rows, self._row):
-                rows.append(row)
-            self._row = [{}, {}]
+            self.scores.close()
             said = self._said() if self.at.event >= 0 else {}
             reports = [self.row("report", name, said[name]) for name in said]
             self.at.event, self.at.stage = self.at.event + 1, "train"
@@ -585,30 +581,13 @@ class Learner:
     # ---- tests ----------------------------------------------------------------------------------
 
     def _test(self) -> Iterator[Tick]:
-        for name in self._sets_to_test():
-            if name in self._row[0]:
-                continue
+        for name in self.scores.due(self.at.event):
             with self.optimiser.evaluating():
-                accuracies = self._accuracies(name)
-            for row, value in zip(self._row, accuracies):
-                row[name] = value
-            aware, agnostic = (row[name] for row in self._row)
+                aware, agnostic = self._accuracies(name)
+            self.scores.add(name, aware, agnostic)
             rows = [self.row("test", "accuracy_task_aware", aware, name)]
             rows.append(self.row("test", "accuracy_task_agnostic", agnostic, name))
             yield Tick("test", self.at, rows)
-
-    def _sets_to_test(self) -> list[str]:
-        sets, now = self.stream.eval_sets, self.at.event
-        last = now == len(self.stream) - 1
-        if now < 0 or last or self.plan.evaluate == "all":
-            return list(sets)
-        event = self.stream[now]
-        extra = event.sets if isinstance(event, Evaluate) else ()
-        if self.plan.evaluate == "present":
-            wanted = {name for name, s in sets.items() if now in s.taught or now + 1 in s.taught}
-        else:
-            wanted = {name for name, s in sets.items() if s.taught[0] <= now + 1}
-        return [name for name in sets if name in wanted or name in extra]
 
     def _accuracies(self, name: str) -> tuple[float, float]:
         """Return accuracy among the task's classes, and among all."""
@@ -669,16 +648,6 @@ class Learner:
         name = f"{event.corruption}-{event.severity}"
         return self.row("adapt", "accuracy", int(hits) / len(loaded), name)
 
-    def matrices(self) -> tuple[AccuracyMatrix, AccuracyMatrix]:
-        """Return the task-aware and the task-agnostic accuracy matrix of the events so far."""
-        names = list(self.stream.eval_sets)
-        taught = [s.taught for s in self.stream.eval_sets.values()]
-        aware, agnostic = (
-            AccuracyMatrix(np.array([[row.get(n, np.nan) for n in names] for row in rows]), taught)
-            for rows in self._rows
-        )
-        return aware, agnostic
-
     # ---- state ----------------------------------------------------------------------------------
 
     def state_dict(self) -> State:
@@ -692,8 +661,7 @@ class Learner:
             "optimiser": self.optimiser.state_dict(),
             "trainer": dict(self._variables),
             "methods": self.methods.state_dict(),
-            "rows": {"aware": self._rows[0], "agnostic": self._rows[1]},
-            "row": {"aware": self._row[0], "agnostic": self._row[1]},
+            **self.scores.state_dict(),
             "activity": self.activity.state_dict(),
             "losses": self._losses,
             "correct": self._correct,
@@ -722,8 +690,7 @@ class Learner:
         self.optimiser.load_state_dict(state["optimiser"])
         self.methods.load_state_dict(state.get("methods", {}))
         self.activity.load_state_dict(state.get("activity", {}))
-        self._rows = [state["rows"]["aware"], state["rows"]["agnostic"]]
-        self._row = [state["row"]["aware"], state["row"]["agnostic"]]
+        self.scores.load_state_dict(state)
         self._losses.copy_(state["losses"])
         self._correct.copy_(state["correct"])
         self._seen = state["seen"]
@@ -749,15 +716,6 @@ class Learner:
     def samples_of_event(self) -> int:
         """Samples that the present event, or the one that just ended, has trained on."""
         return self.at.samples - self._before
-
-    def accuracy_so_far(self) -> float | None:
-        """Return the mean accuracy over the sets taught so far at their last test."""
-        which = 0 if Reveal.TASK_ID_EVAL in self.stream.reveal else 1
-        if len(self._rows[which]) < 2:
-            return None
-        latest, last = ChainMap(*reversed(self._rows[which])), len(self._rows[which]) - 2
-        seen = [latest[n] for n, s in self.stream.eval_sets.items() if s.taught[0] <= last]
-        return sum(seen) / len(seen) if seen else None
 
     # ---- helpers --------------------------------------------------------------------------------
 
@@ -801,30 +759,6 @@ _STEP_HOOKS = (
     "update",
     "after_step",
 )
-
-
-def first_statistics(stream: Stream) -> InputStatistics:
-    """Return the statistics of a stream's first experience, which hold for all."""
-    for event in stream:
-        if isinstance(event, Experience):
-            return _statistics(event.train.load())
-    return InputStatistics()
-
-
-def _statistics(loaded: Loaded, chunk: int = 500) -> InputStatistics:
-    """Return mean and standard deviation of up to 10,000 samples; of large ones in chunks."""
-    if loaded.x[:10_000].numel() <= 2**26:
-        x = loaded.take(slice(None, 10_000)).x.double()
-        return InputStatistics(float(x.mean()), float(x.std()) or 1.0)
-    count, total, square = 0, 0.0, 0.0
-    for start in range(0, min(len(loaded), 10_000), chunk):
-        x = loaded.take(slice(start, min(start + chunk, 10_000))).x.double()
-        count += x.numel()
-        total += float(x.sum())
-        square += float(x.square().sum())
-    mean = total / max(count, 1)
-    variance = max(square - count * mean * mean, 0.0) / max(count - 1, 1)
-    return InputStatistics(mean, variance**0.5 or 1.0)
 
 
 def evenly(loaded: Loaded, count: int) -> Tensor:

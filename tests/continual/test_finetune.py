@@ -55,12 +55,12 @@ def run(network, methods=(), reveal=CLASS_IL, epochs=3, tasks=2):
 def test_two_tasks_with_one_head_forget_the_first(network):
     """specs/ann_methods.md 2.1: class-IL to 0, masked logits stay above chance."""
     learner = run(network, (Finetune(),), epochs=6)
-    aware, agnostic = (m.values for m in learner.matrices())
+    aware, agnostic = (m.values for m in learner.scores.matrices())
     assert agnostic[1, 0] > 0.9  # learned ...
     assert agnostic[2, 0] <= 0.05  # ... and forgotten
     assert agnostic[2, 1] > 0.9
     assert aware[2, 0] > 0.4  # 0.2 is chance among five classes
-    assert learner.matrices()[1].bwt() < -0.85
+    assert learner.scores.matrices()[1].bwt() < -0.85
 
 
 @pytest.mark.parametrize(("reveal", "moved"), [(TASK_IL, False), (CLASS_IL, True)], ids=str)

@@ -102,7 +102,7 @@ def test_one_experience_equals_fine_tuning_bit_for_bit(restart, optimiser):
     joint = run(stream, (JointTraining(restart=restart),), optimiser=optimiser)
     plain = run(stream, (Finetune(),), optimiser=optimiser)
     assert_same(joint, plain)
-    assert np.array_equal(joint.matrices()[0].values, plain.matrices()[0].values)
+    assert np.array_equal(joint.scores.matrices()[0].values, plain.scores.matrices()[0].values)
 
 
 def test_trains_on_the_union_of_all_so_far():
@@ -196,7 +196,7 @@ def test_does_not_forget_where_fine_tuning_does():
     few = checked(arrays, "few-digits", peak=16.0)
     stream = split_classes(few, experiences=2, order=range(10), old_data=True)
     accuracies = [
-        run(stream, (method,), network=Mlp(hidden=(30,)), epochs=6).matrices()[1].final[0]
+        run(stream, (method,), network=Mlp(hidden=(30,)), epochs=6).scores.matrices()[1].final[0]
         for method in (JointTraining(), Finetune())
     ]
     assert accuracies[0] > 0.7 and accuracies[1] < 0.1
@@ -205,7 +205,7 @@ def test_does_not_forget_where_fine_tuning_does():
 def test_runs_where_the_task_id_is_shown():
     stream = split_classes(clusters(), experiences=2, reveal=TASK_IL, old_data=True)
     learner = run(stream, (JointTraining(),), network=Mlp(hidden=(30,)), epochs=8)
-    assert learner.matrices()[0].final.min() > 0.9
+    assert learner.scores.matrices()[0].final.min() > 0.9
 
 
 def test_old_samples_compete_with_the_classes_of_their_own_task():
@@ -254,7 +254,7 @@ def test_trained_once_on_everything_is_the_last_row_of_joint_training(optimiser,
     assert_same(once, every)
     a, b = (learner.network.statistics() for learner in (once, every))
     assert all(torch.equal(s, b[n]) for n, s in a.items())
-    for ours, theirs in zip(once.matrices(), every.matrices()):
+    for ours, theirs in zip(once.scores.matrices(), every.scores.matrices()):
         assert np.array_equal(ours.values[-1], theirs.values[-1])
         for row in ours.values[1:3]:  # untrained still
             known = ~np.isnan(row)

@@ -185,4 +185,4 @@ def test_a_network_that_says_nothing_at_all_does_not_become_nan():
     learner = learner_of(spec.build((N,), CLASSES))
     found = said(learner)
     assert len(found) == 2
-    assert not torch.isnan(torch.tensor(learner.matrices()[0].final)).any()
+    assert not torch.isnan(torch.tensor(learner.scores.matrices()[0].final)).any()

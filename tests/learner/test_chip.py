@@ -70,7 +70,7 @@ def run(learner) -> list:
 
 
 def accuracies(learner) -> np.ndarray:
-    return np.array(learner.matrices()[0].values, dtype=float)
+    return np.array(learner.scores.matrices()[0].values, dtype=float)
 
 
 # ---- what it does -------------------------------------------------------------------------------

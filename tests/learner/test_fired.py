@@ -104,7 +104,7 @@ def test_long_streams_test_what_was_taught_and_what_comes_next_alone():
     made = small(permuted(load("digits"), experiences=4, seed=1))
     for _ in made.ticks():
         pass
-    matrix = made.matrices()[1]
+    matrix = made.scores.matrices()[1]
     tested = ~np.isnan(matrix.values)
     assert tested.tolist() == [
         [True] * 4,
@@ -120,8 +120,8 @@ def test_progress_of_long_streams_shows_the_last_test_of_each_set():
     made, shown = small(permuted(load("digits"), experiences=4, seed=1)), []
     for tick in made.ticks():
         if tick.kind == "event":
-            shown.append(made.accuracy_so_far())
-    v = made.matrices()[1].values
+            shown.append(made.scores.so_far())
+    v = made.scores.matrices()[1].values
     assert shown[3] == pytest.approx((v[1, 0] + v[2, 1] + v[3, 2]) / 3)
     assert shown[4] == pytest.approx(v[4].mean())
 

@@ -180,7 +180,7 @@ def test_growing_cannot_be_right_about_what_it_has_not_seen():
     stream = stream_of(CLASS_IL, classes=((2, 3), (0, 1), (4, 5)))
     learner = learner_of(stream, "growing", evaluate="all")
     run(learner)
-    for matrix in learner.matrices():
+    for matrix in learner.scores.matrices():
         assert (matrix.values[1, 1:] == 0).all() and matrix.values[2, 2] == 0
         assert matrix.values[1, 0] > 0
 
@@ -257,7 +257,7 @@ def test_joint_training_trains_all_heads():
     reveal = TASK_IL | Reveal.OLD_DATA
     learner = learner_of(stream_of(reveal), "multi", methods=(JointTraining(),), epochs=20)
     run(learner)
-    assert (learner.matrices()[0].final > 0.9).all()
+    assert (learner.scores.matrices()[0].final > 0.9).all()
 
 
 def test_rows_of_other_heads_get_no_gradient_at_all():
@@ -301,7 +301,7 @@ def test_multi_in_a_run_is_a_script_with_one_readout_per_task():
         rows = found["readout.weight"].detach().view(3, CLASSES, 9)[task]
         torch.testing.assert_close(rows, readouts[task].detach())
 
-    aware, agnostic = (m.final for m in learner.matrices())
+    aware, agnostic = (m.final for m in learner.scores.matrices())
     for j, test in enumerate(learner.stream.eval_sets.values()):
         data = test.samples.load()
         h = (((data.x - mean) / std) @ hidden.T).relu()

@@ -475,7 +475,7 @@ def test_digits_are_learned(name):
     start = neuron.v_th
     for _ in learner.ticks():
         pass
-    assert learner.matrices()[0].final[-1] > 0.9
+    assert learner.scores.matrices()[0].final[-1] > 0.9
     assert float(network.layers["hidden1"].neuron.bound().v_th.detach()) != pytest.approx(
         start, abs=1e-3
     )

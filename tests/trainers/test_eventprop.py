@@ -859,7 +859,7 @@ def test_a_network_learns_from_spike_times(readout):
     running = learner(Finetune(), spec, 30)
     for _ in running.ticks():
         pass
-    assert running.matrices()[0].final[0] > 0.85
+    assert running.scores.matrices()[0].final[0] > 0.85
 
 
 def test_projection_protects_what_was_transmitted():

@@ -341,5 +341,5 @@ def test_digits_are_learned(gate):
     start = learner.network.weights()["hidden1.weight"].detach().clone()
     for _ in learner.ticks():
         pass
-    assert learner.matrices()[0].final[-1] > 0.6
+    assert learner.scores.matrices()[0].final[-1] > 0.6
     assert not torch.equal(start, learner.network.weights()["hidden1.weight"])

@@ -736,4 +736,4 @@ def test_digits_are_learned_above_chance(name):
     )
     for _ in learner.ticks():
         pass
-    assert learner.matrices()[0].final[-1] > 0.3
+    assert learner.scores.matrices()[0].final[-1] > 0.3

@@ -91,7 +91,7 @@ def test_disjoint_contexts_forget_nothing_to_the_last_bit(kind, optimiser):
         for later in said[task:]:
             assert torch.equal(later[task], said[task][task])
     assert not torch.equal(said[0][0], said[1][1])
-    matrix = learner.matrices()[0]
+    matrix = learner.scores.matrices()[0]
     assert matrix.final.mean() > 0.5
 
 

@@ -433,7 +433,7 @@ def test_q_that_stays_is_as_no_trust_region():
     assert not sum(map(len, method_of(alone).regions.scales["2"].values()))
     for name, w in a.items():
         assert torch.equal(w, b[name])
-    a, b = (learner.matrices()[0].values for learner in (still, alone))
+    a, b = (learner.scores.matrices()[0].values for learner in (still, alone))
     np.testing.assert_array_equal(a, b)
 
 
@@ -474,7 +474,7 @@ def test_without_a_known_task_it_answers_with_the_weights_themselves():
 
 def test_agnostic_accuracy_does_not_know_the_task():
     learner, _ = weights_of(Trgp(threshold=0.0, rate=3.0))
-    aware, agnostic = (m.values[-1] for m in learner.matrices())
+    aware, agnostic = (m.values[-1] for m in learner.scores.matrices())
     for i in range(3):
         data = learner.stream[i].train.load()
         x = learner.encoder.encode(data.x, learner.statistics, None)

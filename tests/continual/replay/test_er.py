@@ -297,7 +297,7 @@ def test_forgets_less_than_fine_tuning():
             method = ExperienceReplay(capacity=100, policy=policy)
         learner = learner_of(stream, method, network=network, epochs=6)
         run(learner)
-        acc[policy] = float(learner.matrices()[1].final.mean())
+        acc[policy] = float(learner.scores.matrices()[1].final.mean())
     assert acc["none"] < 0.3 and acc["reservoir"] > 0.7 and acc["balanced"] > 0.7
 
 
@@ -442,7 +442,7 @@ def test_a_replayed_sample_learns_at_its_own_head():
             assert [c for c in range(4) if finite[c]] == own[y]
             old += step >= 6 and y in (0, 2)
     assert old > 20
-    assert learner.matrices()[0].final.min() > 0.5
+    assert learner.scores.matrices()[0].final.min() > 0.5
 
 
 def test_replay_at_heads_is_what_each_head_alone_would_learn():
