@@ -63,9 +63,12 @@ def counts(network: Network, encoder: Rate, x: torch.Tensor, seed: int) -> torch
 def accuracy(
     train: torch.Tensor, y: torch.Tensor, test: torch.Tensor, truth: torch.Tensor
 ) -> float:
-    """Give each neuron the digit that it answered most; let the neurons of each digit vote."""
+    """Give each neuron the digit that it answered most; let the neurons of each digit vote.
+
+    A neuron that never answered stands for none.
+    """
     means = torch.stack([train[y == digit].mean(0) for digit in range(10)])
-    stands_for = means.argmax(0)
+    stands_for = means.argmax(0).where(means.any(0), -1)
     votes = [
         test[:, stands_for == digit].mean(1)
         if (stands_for == digit).any()
