@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch.nn import functional
 
 from spikecl.experiments import load_config
 
@@ -23,6 +26,17 @@ def test_an_example_runs(path, tmp_path):
     assert done.stdout
     assert not done.stderr
     assert not list(tmp_path.iterdir()), "an example cleans up behind it"
+
+
+def test_neurons_that_never_answered_do_not_vote():
+    """Ten that know a digit each, and ninety that are silent, are always right."""
+    spec = importlib.util.spec_from_file_location("diehl_cook", EXAMPLES / "diehl_cook.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    y = torch.arange(10).repeat(5)
+    answers = torch.cat([functional.one_hot(y).float(), torch.zeros(50, 90)], 1)
+    assert example.accuracy(answers, y, answers, y) == 1.0
+    assert example.accuracy(answers, y, answers.roll(1, 0), y) == 0.0
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.toml")), ids=lambda path: path.name)

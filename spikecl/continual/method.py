@@ -86,7 +86,18 @@ class Method:
         >>> class Clip(Method):
         ...     def gradients(self, gradients):
         ...         return {name: g.clamp(-1, 1) for name, g in gradients.items()}
+
+    Attributes:
+        gathers: What it makes of the samples of each experience, in words; an experience without
+            any is refused before the start.
+        own: What its ``update`` brings beside a part of the optimiser's step, in words: nobody
+            may multiply that.
+        room: How many contexts it has room for; ``None`` is any number.
     """
+
+    gathers: str = ""
+    own: str = ""
+    room: int | None = None
 
     def begin(self, view: LearnerView) -> None:
         """A new experience begins (once per run when boundaries are hidden)."""

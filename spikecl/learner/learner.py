@@ -27,6 +27,7 @@ from spikecl.learner.heads import Heads
 from spikecl.learner.host import LearnerHost
 from spikecl.learner.pairing import (
     check_average,
+    check_experiences,
     check_input,
     check_loss,
     check_measures,
@@ -130,6 +131,7 @@ class Learner:
         self.methods = Composition(methods, context)
         check_rehearsal(self.methods)
         check_measures(self.methods)
+        check_experiences(stream, self.methods)
         check_membrane(stream, plan, self.methods)
         self._optimiser_spec = optimiser
         self._variables: dict[str, Tensor] = {}

@@ -13,7 +13,7 @@ from spikecl.continual.metaplasticity.sampled import Voting
 from spikecl.continual.method import MethodSpec, check_reveal, overrides
 from spikecl.continual.projection.protection import ProjectUpdates
 from spikecl.encoding import Encoder, FirstSpike, Loss, PopulationDecoder
-from spikecl.errors import ConfigError, PairingError, RunError
+from spikecl.errors import ConfigError, PairingError, RunError, UsageError
 from spikecl.learner.plan import TrainPlan
 from spikecl.networks import Layer, Network
 from spikecl.neurons import ConductanceLIF, SpikingNeuron
@@ -90,6 +90,29 @@ def check_measures(methods: Composition) -> None:
             f"method '{others[0]}' trains and tests with others; use 'si', which measures in "
             "training, or leave one of the two out"
         )
+
+
+def check_experiences(stream: Stream, methods: Composition) -> None:
+    """Refuse experiences without samples for methods that gather some, and too many contexts."""
+    shown = [event for event in stream if isinstance(event, Experience)]
+    if Reveal.BOUNDARY not in stream.reveal:
+        shown = [*shown[:1], *shown[-1:]]
+    empty = [event.index for event in shown if not len(event.train)]
+    known = Reveal.TASK_ID_TRAIN in stream.reveal
+    contexts = len({event.task for event in shown}) if known else len(shown)
+    for name, method in methods.methods.items():
+        if method.gathers and empty:
+            raise UsageError(
+                f"method '{name}' gathers {method.gathers} from the samples of each experience, "
+                f"and experience {empty[0]} of stream '{stream.name}' has none; leave it out of "
+                "the stream"
+            )
+        if method.room is not None and contexts > method.room:
+            raise UsageError(
+                f"method '{name}' has units for {method.room} contexts that share none "
+                f"(disjoint=true), and stream '{stream.name}' has {contexts}; silence a larger "
+                "share, or use wider layers or disjoint=false"
+            )
 
 
 def check_time(stream: Stream, encoder: Encoder) -> None:

@@ -30,7 +30,8 @@ def plot_synapses(
     """Draw how a variable of synapses is distributed, one line for the end of each experience.
 
     The axis is logarithmic to both sides: values below zero lie on the left, mirrored; between
-    them, in the middle, what is nearer to zero than both.
+    them, in the middle, what is nearer to zero than both. Synapses of ``cascade`` have states in
+    place of sizes: a sign times a level.
 
     Args:
         record: A run with a method of metaplasticity.
@@ -47,6 +48,8 @@ def plot_synapses(
     known = list(said[0])
     parameter = known[0] if parameter is None else parameter
     check_path(parameter, known, "parameter")
+    if "states" in said[0][parameter]:
+        return _levels(parameter, [each[parameter] for each in said], ax)
     variables = [key for key, value in said[0][parameter].items() if _is_histogram(value)]
     check_path(variable, variables, "variable")
     found = [each[parameter][variable] for each in said]
@@ -80,6 +83,22 @@ def plot_synapses(
     return figure
 
 
+def _levels(parameter: str, found: list[dict[str, Any]], ax: Axes | None) -> Figure:
+    """Draw how synapses are shared out over the states of a cascade."""
+    figure, ax = place(ax, 5.2, 2.8)
+    tidy(ax, f"{parameter}: state")
+    states = found[0]["states"]
+    shades = colormaps["viridis"](np.linspace(0.85, 0.1, len(found)))
+    for i, (each, shade) in enumerate(zip(found, shades)):
+        label = f"experience {i}" if i in (0, len(found) - 1) else None
+        shares = 100 * np.array(each["count"]) / max(sum(each["count"]), 1)
+        ax.stairs(shares, np.arange(len(states) + 1) - 0.5, color=shade, lw=1.3, label=label)
+    ax.set_xticks(range(len(states)), [f"{s:+d}".replace("-", "\N{MINUS SIGN}") for s in states])
+    ax.set_ylabel("% of synapses")
+    ax.legend(fontsize=SMALL - 1, frameon=False)
+    return figure
+
+
 def _shares(each: dict[str, Any], first: int, last: int, *, signed: bool) -> Any:
     """Return the percentages of bins: those below zero mirrored, the middle, those above."""
     left = each["negative"][first:last][::-1] if signed else []
@@ -103,14 +122,19 @@ def _said(record: RunRecord) -> list[dict[str, Any]]:
         value = row["value"]
         if row["phase"] == "report" and isinstance(value, dict) and value:
             entries = list(value.values())
-            if all(isinstance(e, dict) and _is_histogram(e.get("weight")) for e in entries):
+            if all(isinstance(e, dict) and _is_drawn(e) for e in entries):
                 found.setdefault(row["metric"], []).append(value)
     if not found:
         raise RunError(
             f"run {record.id} has no record of synapses; run it with a method of metaplasticity "
-            "('laborieux', 'tacos', 'benna_fusi', 'mesu', 'bimu'), alone or beside its own"
+            "('laborieux', 'tacos', 'cascade', 'benna_fusi', 'mesu', 'bimu'), alone or beside its "
+            "own"
         )
     return next(iter(found.values()))
+
+
+def _is_drawn(entry: dict[str, Any]) -> bool:
+    return _is_histogram(entry.get("weight")) or "states" in entry
 
 
 def _is_histogram(value: Any) -> bool:

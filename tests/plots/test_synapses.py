@@ -91,7 +91,7 @@ def test_every_beaker_of_a_chain_can_be_drawn(fake_run):
         synapses={"h": SimpleNamespace(weight=weights["h.weight"].requires_grad_())},
         weights=lambda: weights,
     )
-    chain = BennaFusi(beakers=3).start(SimpleNamespace(network=network))
+    chain = BennaFusi(beakers=3).start(SimpleNamespace(network=network, before=()))
     record = fake_run("chain", method="benna_fusi")
     row = {"event": 0, "phase": "report", "eval_set": None, "samples_seen": 0}
     line = json.dumps({**row, "metric": "benna_fusi", "value": chain.report()})
@@ -100,3 +100,17 @@ def test_every_beaker_of_a_chain_can_be_drawn(fake_run):
     for variable in ("weight", "beaker2", "beaker3"):
         (ax,) = plots.plot_synapses(record, "h.weight", variable).axes
         assert sum(patch.get_data().values.sum() for patch in ax.patches) == pytest.approx(100)
+
+
+def test_the_states_of_a_cascade_are_drawn_in_their_order(fake_run):
+    record = fake_run("cascade", method="cascade")
+    rows = (record.path / "steps.jsonl").read_text().splitlines()
+    for event, count in enumerate(([0, 3, 1, 0], [2, 1, 0, 1])):
+        said = {"h.weight": {"states": [-2, -1, 1, 2], "count": count}}
+        row = {"event": event, "phase": "report", "eval_set": None, "samples_seen": 0}
+        rows.append(json.dumps({**row, "metric": "cascade", "value": said}))
+    (record.path / "steps.jsonl").write_text("".join(line + "\n" for line in rows))
+    (ax,) = plots.plot_synapses(record).axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["−2", "−1", "+1", "+2"]
+    drawn = [patch.get_data().values.tolist() for patch in ax.patches]
+    assert drawn == [[0, 75, 25, 0], [50, 25, 0, 25]]

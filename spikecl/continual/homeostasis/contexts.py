@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spikecl.continual.homeostasis.layers import layers_with_neurons
 from spikecl.continual.method import Context, Tensors
-from spikecl.errors import PairingError, UsageError
+from spikecl.errors import PairingError
 from spikecl.networks import Dale, NoAutapses
 from spikecl.storage import State, nbytes
 from spikecl.streams import LearnerView, Reveal
@@ -102,11 +102,6 @@ class Contexts:
         if name in self.names:
             self.now = self.names.index(name)
             return False
-        if not len(view.samples):
-            raise UsageError(
-                "the mean input of an experience stands for its context, and this one has no "
-                "samples; leave it out of the stream"
-            )
         self.now = len(self.names)
         self.names.append(name)
         parts = [seen.x.mean(0) for seen in self._context.host.look(view.samples, self._samples)]

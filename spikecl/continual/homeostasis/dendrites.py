@@ -66,6 +66,8 @@ class Dendrites(MethodSpec):
 
 
 class _Dendrites(Method):
+    gathers = "the mean input of their context"
+
     def __init__(self, spec: Dendrites, context: Context, sizes: dict[str, int]):
         self._spec, self._context, self._sizes = spec, context, sizes
         self._contexts = Contexts(context, spec.samples)

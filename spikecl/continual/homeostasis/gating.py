@@ -18,7 +18,6 @@ from spikecl.continual.homeostasis.contexts import (
     sources,
 )
 from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors
-from spikecl.errors import UsageError
 from spikecl.storage import State, nbytes
 from spikecl.streams import LearnerView, Reveal
 
@@ -75,12 +74,19 @@ class Gating(MethodSpec):
 
 
 class _Gating(Method):
+    gathers = "the mean input of their context"
+
     def __init__(self, spec: Gating, context: Context, sizes: dict[str, int]):
         self._spec, self._context, self._sizes = spec, context, sizes
         self._contexts = Contexts(context, spec.samples)
         self._gates: list[dict[str, Tensor]] = []
         self._listens = sources(context)
         self._apart, self._last = context.host.apart, list(context.network.layers)[-1]
+        if spec.disjoint:
+            self.room = min(size // self._awake(size) for size in sizes.values())
+
+    def _awake(self, size: int) -> int:
+        return max(size - round(self._spec.share * size), 1)
 
     def begin(self, view: LearnerView) -> None:
         if self._contexts.begin(view):
@@ -89,19 +95,13 @@ class _Gating(Method):
     def _draw(self, name: str) -> Tensor:
         """Return the gates of a layer in a new context."""
         size, number = self._sizes[name], len(self._gates)
-        awake = max(size - round(self._spec.share * size), 1)
+        awake = self._awake(size)
         place = list(self._sizes).index(name)
         event = 0 if self._spec.disjoint else number
         generator = self._context.seeds.generator("gating", event=event, epoch=place)
         order, first = torch.randperm(size, generator=generator), 0
         if self._spec.disjoint:
             first = number * awake
-        if first + awake > size:
-            raise UsageError(
-                f"method 'gating' has no units left in layer '{name}' for context {number}: "
-                f"{awake} of its {size} are awake in each and disjoint=true; silence a larger "
-                "share, or use a wider layer or disjoint=false"
-            )
         gate = torch.zeros(size)
         gate[order[first : first + awake]] = 1
         return gate.to(self._context.device)

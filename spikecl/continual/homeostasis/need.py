@@ -9,11 +9,10 @@ from pydantic import Field, Strict
 from torch import Tensor
 
 from spikecl.components import PositiveFloat, component
-from spikecl.continual.importance.importance import HoldAfter
 from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors
 from spikecl.errors import ConfigError, PairingError
 from spikecl.storage import State, nbytes
-from spikecl.streams import Batch
+from spikecl.streams import Batch, Reveal
 
 EVERY = 10  # steps of training between two points of the recorded curve
 Effects = Annotated[tuple[Annotated[float, Strict()], ...], Strict(False), Field(min_length=1)]
@@ -37,7 +36,7 @@ class Need(MethodSpec):
     projection; ``effect=0`` is the plain run to the last bit.
 
     Controls: ``constant`` keeps e where it is; ``random`` ingests a sample with probability 1/2,
-    whatever it is. Where labels are hidden nothing is ingested.
+    whatever it is.
 
     Source: Man, Damasio & Neven 2022, arXiv 2205.08645. Deviation: the paper's abstract alone could
     be read; the state, the map to the rate and the choice to ingest are ours.
@@ -51,6 +50,7 @@ class Need(MethodSpec):
         most: Highest.
     """
 
+    needs: ClassVar[Reveal] = Reveal.LABELS
     phase: ClassVar[Phase] = Phase.OPTIMISER
 
     control: Literal["none", "constant", "random"] = "none"
@@ -69,12 +69,11 @@ class Need(MethodSpec):
             )
 
     def start(self, context: Context) -> Method:
-        """Return the running method; refuse a step behind the optimiser's that it would scale."""
+        """Return the running method; refuse others that bring what it must not scale."""
         for method in context.before:
-            if isinstance(method, HoldAfter):
+            if method.own:
                 raise PairingError(
-                    f"method '{method.name}' with step='implicit' goes a way that is right for the "
-                    "optimiser's rate, and method 'need' would multiply it; use step='gradient'"
+                    f"{method.own}, and method 'need' would multiply that; leave one of the two out"
                 )
         signs = (1.0 if k % 2 == 0 else -1.0 for k in range(context.classes))
         effects = self.effects or tuple(self.effect * sign for sign in signs)

@@ -13,6 +13,7 @@ from spikecl.components import Fraction, component
 from spikecl.continual.homeostasis.layers import MeanRates, distribution, layers_with_neurons
 from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors
 from spikecl.errors import ConfigError, PairingError
+from spikecl.networks.reachable import warn_unreachable
 from spikecl.storage import State
 
 NonNegative = Annotated[float, Field(ge=0)]
@@ -66,11 +67,15 @@ class FiringRates(MethodSpec):
     def start(self, context: Context) -> Method:
         """Return the running method."""
         last = list(context.network.layers)[-1]
-        if not layers_with_neurons(context.network).keys() - {last}:
+        hidden = {n: e for n, e in layers_with_neurons(context.network).items() if n != last}
+        if not hidden:
             raise PairingError(
                 "method 'rates' is about firing rates of hidden neurons, and the network has none; "
                 "give it a hidden layer"
             )
+        key = "target" if self.form == "target" else "lower"
+        wanted = getattr(self, key)
+        warn_unreachable(hidden, wanted, f"method.rates.{key}={wanted}", "lower it")
         nothing = self.cost == 0 and (self.form == "target" or self.cost_upper == 0)
         return Method() if nothing else _FiringRates(self)
 

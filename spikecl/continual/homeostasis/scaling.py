@@ -16,8 +16,9 @@ from spikecl.continual.homeostasis.layers import (
     rates_of_rows,
 )
 from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors
-from spikecl.errors import PairingError
+from spikecl.errors import ConfigError, PairingError
 from spikecl.networks import Binarise, Dale, SplitSigns, Standardise, Synapse
+from spikecl.networks.reachable import warn_unreachable
 from spikecl.storage import State, nbytes
 from spikecl.streams import LearnerView
 
@@ -62,9 +63,24 @@ class Scaling(MethodSpec):
     target_sum: NonNegative = 0.0
     every: PositiveInt = 1
 
+    def __post_init__(self) -> None:
+        """Refuse sums that a step would go beyond, and signs that it would turn."""
+        if self.form == "sum" and self.rate > 1:
+            raise ConfigError(
+                f"method.scaling.rate: got {self.rate} for form='sum', whose rows would go beyond "
+                "their sum, and could change their signs; use at most 1, which goes all the way"
+            )
+
     def start(self, context: Context) -> Method:
         """Return the running method."""
-        return _Scaling(self, _rows(context)) if self.rate else Method()
+        if not self.rate:
+            return Method()
+        rows = _rows(context)
+        if self.form == "rate":
+            layers = layers_with_neurons(context.network)
+            scaled = {each.layer: layers[each.layer] for each in rows.values()}
+            warn_unreachable(scaled, self.target, f"scaling.target={self.target}", "lower it")
+        return _Scaling(self, rows)
 
 
 class _Rows(NamedTuple):

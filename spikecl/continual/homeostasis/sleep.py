@@ -12,7 +12,7 @@ from spikecl.components import Fraction, PositiveFloat, PositiveInt, component
 from spikecl.continual.homeostasis.layers import distribution, moved
 from spikecl.continual.host import transmitted
 from spikecl.continual.method import Context, Method, MethodSpec, Phase
-from spikecl.errors import ConfigError, PairingError, UsageError
+from spikecl.errors import ConfigError, PairingError
 from spikecl.networks import Linear, NoAutapses
 from spikecl.storage import State, nbytes
 from spikecl.streams import LearnerView
@@ -108,18 +108,13 @@ def _chain(context: Context) -> dict[str, nn.Parameter]:
 
 
 class _Sleep(Method):
+    gathers = "the mean input that it dreams of"
+
     def __init__(self, spec: Sleep, context: Context, chain: dict[str, nn.Parameter]):
         self._spec, self._context, self._chain = spec, context, chain
         self._mean = torch.zeros(0, device=context.device)  # of the input, over experiences
         self._experience = 0
         self._report: dict[str, object] = {}
-
-    def begin(self, view: LearnerView) -> None:
-        if not len(view.samples):
-            raise UsageError(
-                "method 'sleep' dreams of the mean input of an experience, and this one has no "
-                "samples; leave it out of the stream"
-            )
 
     @torch.no_grad()
     def end(self, view: LearnerView) -> None:

@@ -14,10 +14,10 @@ from spikecl.continual.homeostasis.layers import MeanRates, distribution, layers
 from spikecl.continual.importance.importance import HoldAfter
 from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors
 from spikecl.errors import ActivityWarning, PairingError
-from spikecl.neurons import SpikingNeuron
+from spikecl.networks.reachable import warn_unreachable
 from spikecl.neurons.values import Range
 from spikecl.storage import State, nbytes
-from spikecl.streams import LearnerView
+from spikecl.streams import LearnerView, Reveal
 
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -66,6 +66,11 @@ class Threshold(MethodSpec):
     floor: Fraction = 0.05
     adapts: Literal["always", "first"] = "always"
 
+    @property
+    def needs(self) -> Reveal:  # type: ignore[override]
+        """Boundaries, where it has to know the first experience from others."""
+        return Reveal.BOUNDARY if self.adapts == "first" else Reveal.NONE
+
     def start(self, context: Context) -> Method:
         """Return the running method."""
         cells = _cells(self, context)
@@ -103,10 +108,8 @@ def _cells(spec: Threshold, context: Context) -> dict[str, _Cells]:
         rest = torch.as_tensor(getattr(neuron, "v_rest", 0.0)).to(stored).expand_as(start)
         floor = torch.lerp(rest, start, spec.floor)
         found[name] = _Cells(stored, allowed, start, floor)
-        most = 1 / (1 + neuron.refractory) if isinstance(neuron, SpikingNeuron) else 1.0
-        if spec.form == "set_point" and spec.target > most:
-            what = f"target={spec.target}: its refractory period allows {most:.3g} spikes a step"
-            _warn(name, what, "lower the target")
+        if spec.form == "set_point":
+            warn_unreachable({name: layer}, spec.target, f"target={spec.target}", "lower it")
     if not found:
         raise PairingError(
             "method 'threshold' moves the threshold of each neuron, and no layer has thresholds "

@@ -15,9 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from spikecl.continual.method import Context, Method, Tensors
-from spikecl.errors import PairingError, RunError, UsageError
+from spikecl.errors import PairingError, RunError
 from spikecl.storage import State, nbytes
-from spikecl.streams import LearnerView
 
 Strength = Annotated[float, Field(ge=0)]
 Discount = Annotated[float, Field(gt=0, le=1)]
@@ -186,17 +185,11 @@ class Measure(Method):
     """
 
     looks: ClassVar[bool] = False
+    gathers = "importances"
 
     def __init__(self, context: Context, name: str, others: Others, pull: float):
         self.context, self.name, self._pull = context, name, pull
         self.importance = Importance(context, name, others)
-
-    def begin(self, view: LearnerView) -> None:
-        if not len(view.samples):
-            raise UsageError(
-                f"method '{self.name}' gathers importances from the samples of an experience, and "
-                "this one has none; leave it out of the stream"
-            )
 
     def report(self) -> dict[str, object]:
         return self.importance.report()
@@ -233,6 +226,7 @@ class HoldAfter(Measure):
                     f"methods '{method.name}' and '{name}' both take a step of their own behind "
                     "the optimiser's; use step='gradient' in one of them"
                 )
+        self.own = f"method '{name}' with step='implicit' goes a way that is right for the rate"
 
     @torch.no_grad()
     def update(self, update: Tensors) -> Tensors:

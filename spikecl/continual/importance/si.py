@@ -27,8 +27,8 @@ Part = Annotated[float, Field(gt=0, lt=1)]
 class Si(MethodSpec):
     """Hold each parameter by what it did for the loss on its way.
 
-    In each step, with g the gradient of the loss alone, before any method has changed it, and Δw
-    what the parameter has really moved by when all others have acted::
+    In each step, with g the gradient as the trainer gives it, before any method has changed it, and
+    Δw what the parameter has really moved by when all others have acted::
 
         G <- G + 2 strength A (w - c)
         omega <- omega - g Δw
@@ -39,7 +39,8 @@ class Si(MethodSpec):
         A <- relu(decay A + (1 - decay) omega / ((w - c)^2 + xi))           otherwise
         c <- w,  omega <- 0
 
-    The sum of omega over parameters is the loss that was lost on the way, as steps get small.
+    The sum of omega over parameters is the loss that was lost on the way, as steps get small. A
+    cost that goes through the trainer, as that of method ``rates`` does, is a part of this loss.
 
     Args:
         strength: Of the penalty ``strength sum A (w - c)^2``, c in the paper.

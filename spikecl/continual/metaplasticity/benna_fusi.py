@@ -75,6 +75,8 @@ class _Chain(Gate):
     def __init__(self, spec: BennaFusi, context: Context):
         super().__init__(context, weights_of(context))
         self._spec = spec
+        if spec.g:
+            self.own = "method 'benna_fusi' lets weights and chains exchange what they hold"
         self.deep = {
             name: weight.expand(spec.beakers - 1, *weight.shape).clone()
             for name, weight in self.stored.items()

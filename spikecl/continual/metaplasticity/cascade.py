@@ -52,6 +52,8 @@ class Cascade(MethodSpec):
 
 
 class _Cascade(Gate):
+    own, whole = "method 'cascade' moves synapses by whole levels", True
+
     def __init__(self, spec: Cascade, context: Context):
         super().__init__(context, binary_weights(context, "cascade", "or another method"))
         self._spec, self._step, self._begun = spec, 0, False

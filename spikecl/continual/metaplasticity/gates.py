@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,9 +24,19 @@ class Gate(Method):
     Args:
         context: The run.
         names: Which weights, by parameter name.
+
+    Raises:
+        PairingError: Weights of this run move by whole levels, of which nothing can change a part.
     """
 
+    whole: ClassVar[bool] = False
+
     def __init__(self, context: Context, names: Sequence[str]):
+        if any(isinstance(method, Gate) and method.whole for method in context.before):
+            raise PairingError(
+                f"method '{type(self).__name__.strip('_').lower()}' changes updates by a part, and "
+                "method 'cascade' moves synapses by whole levels; use one of the two"
+            )
         self._context, self.names = context, tuple(names)
         self._old: dict[str, Tensor] = {}
 

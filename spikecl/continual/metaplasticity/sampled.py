@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from spikecl.continual.importance.importance import HoldAfter
 from spikecl.continual.metaplasticity.gates import Gate
 from spikecl.continual.method import Context, Factors, Tensors, overrides
 from spikecl.errors import PairingError, UsageError
@@ -41,6 +42,14 @@ class Sampled(Gate):
                 "another method of this run adds to gradients would be in the first alone; use "
                 "samples=1, or one of the two"
             )
+        for method in context.before:
+            if isinstance(method, HoldAfter):
+                raise PairingError(
+                    f"method '{name}' takes a step in place of the optimiser's, in which the one "
+                    f"that method '{method.name}' with step='implicit' takes behind it would get "
+                    "lost; use step='gradient'"
+                )
+        self.own = f"method '{name}' takes a step in place of the optimiser's"
         self.name, self._passes = name, passes
         self._count = 0  # sets of weights drawn so far
         self._noise: dict[str, Tensor] = {}

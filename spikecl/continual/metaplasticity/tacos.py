@@ -68,6 +68,7 @@ class _Tacos(Gate):
     def __init__(self, spec: Tacos, context: Context):
         super().__init__(context, weights_of(context))
         self._spec, self._step = spec, 0
+        self.own = "method 'tacos' with beta draws weights back" if spec.beta else ""
         self.reference = {name: weight.clone() for name, weight in self.stored.items()}
         self.m = {name: torch.zeros_like(weight) for name, weight in self.stored.items()}
         self.pre = {name: w.new_zeros(w[0].numel()) for name, w in self.stored.items()}

@@ -14,10 +14,12 @@ from spikecl.components import PositiveFloat, component
 from spikecl.encoding import Loss
 from spikecl.errors import PairingError, suggest
 from spikecl.networks import AnyFactor, Network
+from spikecl.networks.reachable import warn_unreachable
 from spikecl.trainers.local.needs import hidden_weights, need_spike_trains
 from spikecl.trainers.local.rule import LocalRule, Made
 from spikecl.trainers.local.seen import Meeting, Seen
 from spikecl.trainers.local.traces import Trace
+from spikecl.trainers.needs import layers_of
 from spikecl.trainers.trainer import NOTHING, Call, Traits
 
 Names = Annotated[tuple[Annotated[str, Strict()], ...], Field(min_length=1), Strict(False)]
@@ -77,6 +79,10 @@ class Vogels(LocalRule):
         LocalRule.check(self, network, x, loss)
         need_spike_trains(self.name, network, x)
         known = [name.removesuffix(".weight") for name in hidden_weights(network.weights())]
+        onto = {name: layer for name, layer in layers_of(network).items() if self._reaches(name)}
+        target = self.target / 1000 * self.dt
+        what = f"trainer.{self.name}.target={self.target} hertz"
+        warn_unreachable(onto, target, what, "lower it, or shorten dt or the refractory period")
         for wanted in self.synapses:
             if not fnmatch.filter(known, wanted):
                 raise PairingError(
@@ -87,6 +93,9 @@ class Vogels(LocalRule):
 
     def _inhibits(self, path: str) -> bool:
         return any(fnmatch.fnmatchcase(path, wanted) for wanted in self.synapses)
+
+    def _reaches(self, layer: str) -> bool:
+        return self._inhibits(layer) or self._inhibits(f"{layer}.recurrent")
 
     def learn(self, call: Call, seen: Seen) -> Made:
         """Return the factors of the hidden synapses; those that do not inhibit have no change."""

@@ -236,11 +236,10 @@ def test_projections_shortcuts_and_maps_are_refused():
         Gating().start(context_of(network))
 
 
-def test_disjoint_contexts_end_where_units_do():
-    learner = learner_of(Gating(share=0.5, disjoint=True))
-    with pytest.raises(UsageError, match="no units left in layer 'hidden1' for context 2"):
-        for _ in learner.ticks():
-            pass
+def test_more_disjoint_contexts_than_units_are_refused_before_the_start():
+    with pytest.raises(UsageError, match="units for 2 contexts.*disjoint=true.*has 3; silence"):
+        learner_of(Gating(share=0.5, disjoint=True))
+    learner_of(Gating(share=0.7, disjoint=True))
 
 
 @pytest.mark.parametrize("wrong", [{"share": 1.0}, {"share": -0.1}, {"samples": 0}])

@@ -16,17 +16,20 @@ from spikecl.continual.host import Nobody
 from spikecl.continual.importance.ewc import Ewc
 from spikecl.continual.importance.l2 import L2
 from spikecl.continual.importance.si import Si
+from spikecl.continual.metaplasticity.benna_fusi import BennaFusi
+from spikecl.continual.metaplasticity.mesu import Mesu
+from spikecl.continual.metaplasticity.tacos import Tacos
 from spikecl.data.arrays import checked
 from spikecl.encoding import Direct
 from spikecl.errors import ConfigError, PairingError
-from spikecl.learner import Learner, TrainPlan
+from spikecl.learner import Learner, TrainPlan, check_pairings
 from spikecl.networks import SpikingMlp
 from spikecl.neurons import LIF
 from spikecl.optim import Adam, ScheduleFreeSgd, Sgd
 from spikecl.seeds import Seeds
 from spikecl.storage import join, split
 from spikecl.streams import DOMAIN_IL, TASK_FREE, Batch, Reveal, permuted
-from spikecl.trainers import Bptt
+from spikecl.trainers import Bptt, Vogels
 
 CPU = torch.device("cpu")
 SPIKING = SpikingMlp(hidden=(10,), neuron=LIF(beta=0.5, v_th=0.3))
@@ -197,6 +200,18 @@ def test_parts_of_a_step_that_change_weights_take_in_their_share(monkeypatch):
 
 def test_it_does_not_multiply_steps_that_others_take_by_themselves():
     for measure in (Ewc, Si, L2):
-        with pytest.raises(PairingError, match="step='implicit'.*'need' would multiply it"):
+        with pytest.raises(PairingError, match="step='implicit'.*'need' would multiply that"):
             learner_of(measure(step="implicit"), Need())
         learner_of(measure(), Need())
+    for method in (BennaFusi(), Tacos(), Mesu()):
+        with pytest.raises(PairingError, match="'.*'need' would multiply that; leave one"):
+            learner_of(method, Need())
+    for method in (BennaFusi(g=0.0), Tacos(beta=0.0)):
+        learner_of(method, Need())
+
+
+def test_hidden_labels_are_refused():
+    """Without them nothing is ingested, and the rate would stay where it is, unsaid."""
+    stream = permuted(data(), experiences=2, seed=1).with_reveal(DOMAIN_IL & ~Reveal.LABELS)
+    with pytest.raises(PairingError, match="'need' needs labels"):
+        check_pairings(stream, Vogels(readout="none"), [Need()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from spikecl.continual.homeostasis.layers import distribution
 from spikecl.continual.homeostasis.scaling import Scaling
 from spikecl.data.arrays import checked
 from spikecl.encoding import Direct
-from spikecl.errors import ConfigError, PairingError
+from spikecl.errors import ActivityWarning, ConfigError, PairingError
 from spikecl.learner import Learner, TrainPlan
 from spikecl.networks import Mlp, SpikingConvNet, SpikingMlp, SpikingRecurrentNet, initialise
 from spikecl.neurons import LIF, ConductanceLIF
@@ -243,6 +244,25 @@ def test_weights_whose_size_is_fixed_are_refused():
     network.requires_grad_(False)
     with pytest.raises(PairingError, match="no such weights"):
         started(Scaling(), network)
+
+
+def test_a_target_that_neurons_cannot_reach_is_warned_of():
+    network = SpikingMlp(hidden=(5,), neuron=LIF(beta=0.5, refractory=3)).build((4,), 3)
+    context = Context(network, Sgd(), Seeds(0), Reveal.LABELS, 3, CPU)
+    with pytest.warns(ActivityWarning, match="'hidden1' cannot reach scaling.target=0.3: 0.25 "):
+        Scaling(target=0.3).start(context)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Scaling(target=0.25).start(context)
+        Scaling(form="sum", target=0.3).start(context)
+        analog = Context(Mlp(hidden=(5,)).build((4,), 3), Sgd(), Seeds(0), Reveal.LABELS, 3, CPU)
+        Scaling(target=3.0).start(analog)
+
+
+def test_a_sum_is_not_gone_beyond():
+    with pytest.raises(ConfigError, match="scaling.rate: got 1.5 for form='sum'.*at most 1"):
+        Scaling(form="sum", rate=1.5)
+    Scaling(form="rate", rate=1.5)
 
 
 @pytest.mark.parametrize(

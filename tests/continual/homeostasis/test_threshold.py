@@ -431,3 +431,8 @@ def test_a_checkpoint_has_all_there_is():
     again = learner_of(spec)
     again.load_state_dict(join(*half))
     assert [row for tick in again.ticks() for row in tick.rows] == rows[count:]
+
+
+def test_who_adapts_in_the_first_experience_has_to_know_it():
+    assert Threshold(adapts="first").needs == Reveal.BOUNDARY
+    assert Threshold().needs == Reveal.NONE

@@ -256,6 +256,5 @@ def test_summaries_of_nothing_and_of_the_extreme():
 
 @pytest.mark.parametrize("spec", [Gating(share=0.5), Dendrites(), Sleep()])
 def test_what_looks_at_the_input_refuses_an_experience_without_any_too(made, spec):
-    learner = made.learner_of(made.tasks(12, 0), spec)
-    with pytest.raises(UsageError, match="samples; leave it out of the stream"):
-        made.finished(learner)
+    with pytest.raises(UsageError, match="experience 1 .* has none; leave it out of the stream"):
+        made.learner_of(made.tasks(12, 0), spec)

@@ -190,5 +190,5 @@ def test_what_it_refuses(made):
     with pytest.raises(PairingError, match="'mas' needs boundary"):
         made.learner_of(made.tasks(6), Mas(), reveal=DOMAIN_IL & ~Reveal.BOUNDARY)
     x, y = made.tasks(6)[0]
-    with pytest.raises(UsageError, match="'mas'.*this one has none"):
-        made.finished(made.learner_of([(x, y), (x[:0], y[:0])], Mas()))
+    with pytest.raises(UsageError, match="'mas'.*experience 1 .* has none"):
+        made.learner_of([(x, y), (x[:0], y[:0])], Mas())

@@ -6,10 +6,15 @@ import pytest
 import torch
 
 from spikecl.continual import Context
+from spikecl.continual.importance.ewc import Ewc
+from spikecl.continual.importance.l2 import L2
+from spikecl.continual.importance.mas import Mas
+from spikecl.continual.importance.si import Si
 from spikecl.continual.metaplasticity.benna_fusi import BennaFusi
 from spikecl.continual.metaplasticity.bimu import Bimu
 from spikecl.continual.metaplasticity.cascade import Cascade
 from spikecl.continual.metaplasticity.gates import binary_weights, weights_of
+from spikecl.continual.metaplasticity.half import HalfFineTuning
 from spikecl.continual.metaplasticity.laborieux import Laborieux
 from spikecl.continual.metaplasticity.mesu import Mesu
 from spikecl.continual.metaplasticity.tacos import Tacos
@@ -112,3 +117,23 @@ def test_frozen_weights_stay(lab):
         spec = type("Given", (), {"build": lambda self, *a, network=network: network})()
         lab.run(lab.learner(*rules, network=spec))
         assert torch.equal(network.weights()["hidden1.weight"].detach(), stay)
+
+
+def test_parts_of_whole_levels_are_refused(lab):
+    for gate in (Laborieux(), Tacos(), BennaFusi()):
+        with pytest.raises(PairingError, match="'cascade' moves synapses by whole levels"):
+            lab.learner(gate, Cascade(), binary="fixed")
+    lab.learner(HalfFineTuning(), Cascade(), binary="fixed")
+
+
+@pytest.mark.parametrize("rule", [Mesu(), Bimu()])
+@pytest.mark.parametrize("penalty", [Ewc, Si, Mas, L2])
+def test_a_step_that_a_rule_would_not_take_is_refused(lab, rule, penalty):
+    """It went unheard: the run was that of the rule alone."""
+    with pytest.raises(PairingError, match="in place of the optimiser's.*use step='gradient'"):
+        lab.learner(penalty(step="implicit", strength=1.0), rule, binary="fixed")
+    one, strong = (
+        lab.weights(lab.run(lab.learner(penalty(strength=s), rule, binary="fixed")))
+        for s in (0.0, 30.0)
+    )
+    assert any(not torch.equal(one[name], strong[name]) for name in one)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from meetings import SPECS, build, off_diagonal, sides, synapses, trains
 
 from spikecl.encoding import CrossEntropy
-from spikecl.errors import ConfigError, PairingError
+from spikecl.errors import ActivityWarning, ConfigError, PairingError
 from spikecl.learner import form_gradients
 from spikecl.networks import Layer, Linear, Mlp, Network, SpikingMlp, SpikingRecurrentNet
 from spikecl.networks.layer import Cells
@@ -125,6 +126,19 @@ def test_those_that_are_not_told_stay_and_bounds_are_kept():
         assert torch.equal(value, network.weights()[name].detach().clamp(-0.4, 0))
     network.weights()["hidden1.recurrent.weight"].requires_grad_(False)
     assert list(rule.settle(network.weights())) == ["hidden2.recurrent.weight"]
+
+
+def test_a_target_that_neurons_cannot_reach_is_warned_of():
+    x, loss = trains(5, 1, 6), CrossEntropy()
+    spec = SpikingRecurrentNet(hidden=(5,), neuron=LIF(beta=0.5, refractory=4))
+    network = build(spec, (6,))
+    message = "'hidden1' cannot reach trainer.vogels.target=250.0 hertz: 0.2 spikes"
+    with pytest.warns(ActivityWarning, match=message):
+        Vogels(target=250.0).check(network, x, loss)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Vogels(target=250.0, dt=0.5).check(network, x, loss)
+        Vogels(target=200.0).check(network, x, loss)
 
 
 def test_what_cannot_be_is_refused():

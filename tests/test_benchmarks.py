@@ -1,0 +1,46 @@
+"""Rows of long tables begin as they stand: a slip in one would show after hours."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spikecl.data.arrays import checked
+from spikecl.experiments import job, load_config
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+TABLES = {"pmnist": "ALL_ROWS", "long_stream": "ROWS"}
+
+
+def rows():
+    """Yield the module and the row of every method."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        for table, name in TABLES.items():
+            module = importlib.import_module(table)
+            for method, row in getattr(module, name).items():
+                yield pytest.param(module, row, id=f"{table}-{method}")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def pictures(*_):
+    x = np.random.default_rng(0).random((40, 28, 28), np.float32)
+    y = np.arange(40) % 10
+    return checked({"x_train": x, "y_train": y, "x_test": x, "y_test": y}, "pictures")
+
+
+@pytest.mark.parametrize(("module", "row"), list(rows()))
+def test_every_trial_is_a_configuration_and_the_first_one_begins(module, row, monkeypatch):
+    monkeypatch.setattr(job, "chosen_data", pictures)
+    trials = row.trials(module.RATES)
+    assert len(trials) == len(set(trials)) == 6, "each row has the same number of trials"
+    checked_trials = [load_config(module.CONFIG, [*row.at(5), *each]) for each in trials]
+    settings = [*row.at(5), *trials[0], "stream.experiences=5"]
+    learner = job.Job.from_config(load_config(module.CONFIG, settings), data_dir=None).learner()
+    assert len({each.run.seed for each in checked_trials}) == 1
+    assert next(learner.ticks()).kind == "test"
