@@ -148,6 +148,14 @@ class Method:
         """Change the update the optimiser has applied, by parameter name."""
         return update
 
+    def still(self) -> Tensors:
+        """Return which entries of parameters its ``update`` holds still (True), by name.
+
+        A projection behind it then finds, row by row, the nearest update that leaves these entries
+        as they are and stays out of what it protects; without being told it would move them.
+        """
+        return {}
+
     def after_step(self) -> None:
         """The weights have changed."""
 

@@ -37,13 +37,14 @@ HOOKS = {
         "travels",
         "report",
     ),
-    *("state_dict", "load_state_dict", "nbytes"),
+    *("still", "state_dict", "load_state_dict", "nbytes"),
 }
+FACTS = {"gathers", "own", "room"}
 
 
 def test_the_hooks_are_those_of_the_design():
     public = {name for name in vars(Method) if not name.startswith("_")}
-    assert public == HOOKS
+    assert public == HOOKS | FACTS
 
 
 @pytest.mark.parametrize("hook", PASSED_ON)
@@ -58,6 +59,7 @@ def test_the_others_do_nothing_and_keep_nothing():
     assert method.begin(None) is None and method.end(None) is None
     assert method.after_step() is None and method.end_epoch() is None
     assert method.state_dict() == {} and method.report() == {} and method.nbytes() == 0
+    assert method.still() == {} and (method.gathers, method.own, method.room) == ("", "", None)
     assert method.travels().rows == {} and method.travels().more(0) == {}
     method.load_state_dict({})
 

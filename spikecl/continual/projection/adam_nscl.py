@@ -10,11 +10,12 @@ from torch import Tensor
 
 from spikecl.components import PositiveInt, component
 from spikecl.continual.method import Context, Method, MethodSpec, Phase
-from spikecl.continual.projection.moments import moments
+from spikecl.continual.projection.moments import check_alive, moments
 from spikecl.continual.projection.protection import (
     Others,
     ProjectUpdates,
     Protection,
+    check_fits,
     in_order,
     sizes_of,
 )
@@ -85,6 +86,7 @@ class _NullSpaces(Protection):
     def end(self, view: LearnerView) -> None:
         new = min(self._spec.samples, len(view.samples))
         found = moments(self._context, view, self.sizes, self._spec.samples)
+        check_alive(found, "adam_nscl")
         share = new / (self._samples + new)
         for name, c in found.items():
             self.covariance[name] = torch.lerp(self.covariance.get(name, c), c, share)
@@ -110,6 +112,7 @@ class _NullSpaces(Protection):
         return {"samples": self._samples, "covariance": self.covariance}
 
     def load_state_dict(self, state: State) -> None:
+        check_fits(state["covariance"], self.sizes, "adam_nscl")
         self._samples = state["samples"]
         self.covariance = in_order(state["covariance"], self.sizes)
         self._stand()

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from spikecl.continual.method import Context, Factors
-from spikecl.continual.projection.protection import Protection, in_order
+from spikecl.continual.projection.moments import Silent
+from spikecl.continual.projection.protection import Protection, check_fits, in_order
 from spikecl.continual.projection.sgp import Scaled
 from spikecl.metrics import orthonormality_defect
 from spikecl.networks import AnyFactor, GradientFactor, Outside
@@ -55,6 +56,7 @@ class FaithfulHlop(Protection):
             for name, n in sizes.items()
         }
         self._momentum = dict(self.lateral)
+        self._silent = Silent("hlop", sizes)
 
     def outside(self, name: str) -> Outside | None:
         old = self._held(name)
@@ -64,6 +66,7 @@ class FaithfulHlop(Protection):
         return self.lateral[name][: self._old[name]]
 
     def begin(self, view: LearnerView) -> None:
+        self._silent.begin()
         rows = self._rows_for(self._experience, self.sizes)
         for position, (name, weights) in enumerate(self.lateral.items()):
             generator = self._seeds.generator("hlop", event=self._experience, epoch=position)
@@ -76,6 +79,7 @@ class FaithfulHlop(Protection):
     def learn(self, factors: Factors, batch: Batch) -> Mapping[str, Tensor]:
         for position, name in enumerate(self.sizes):
             self._learn(name, factors[name].transmitted, RATE if position else FIRST_RATE)
+        self._silent.hear(factors)
         return {}
 
     def project(self, name: str, factor: AnyFactor, seen: Tensor | None) -> AnyFactor:
@@ -99,6 +103,7 @@ class FaithfulHlop(Protection):
         return [self._old[name], len(self.lateral[name]) - self._old[name]]
 
     def end(self, view: LearnerView) -> None:
+        self._silent.end()
         self._old = {name: len(weights) for name, weights in self.lateral.items()}
         self._experience += 1
 
@@ -118,10 +123,13 @@ class FaithfulHlop(Protection):
             "old": self._old,
             "weights": self.lateral,
             "momentum": self._momentum,
+            "silent": self._silent.state_dict(),
         }
 
     def load_state_dict(self, state: State) -> None:
+        check_fits(state["weights"], self.sizes, "hlop")
         self._experience, self._old = state["experience"], state["old"]
+        self._silent.load_state_dict(state.get("silent", {}))
         self.lateral, self._momentum = (
             in_order(state[kind], self.sizes) for kind in ("weights", "momentum")
         )

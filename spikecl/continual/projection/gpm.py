@@ -11,10 +11,11 @@ from torch import Tensor
 
 from spikecl.components import PositiveInt, component
 from spikecl.continual.method import Context, Method, MethodSpec, Phase
-from spikecl.continual.projection.moments import moments
+from spikecl.continual.projection.moments import check_alive, moments
 from spikecl.continual.projection.protection import (
     Others,
     Protection,
+    check_fits,
     per_synapse,
     project,
     sizes_of,
@@ -112,7 +113,7 @@ class Bases(Protection):
     """
 
     def __init__(self, sizing: Sizing, context: Context, name: str):
-        self._sizing, self._context = sizing, context
+        self._sizing, self._context, self.name = sizing, context, name
         self.sizes = sizes_of(context, name)
         self._energy = per_synapse(sizing.energy, self.sizes, f"method.{name}.energy")
         self._rows = per_synapse(sizing.rows, self.sizes, f"method.{name}.rows")
@@ -136,6 +137,7 @@ class Bases(Protection):
 
     def end(self, view: LearnerView) -> None:
         found = moments(self._context, view, self.sizes, self._sizing.samples)
+        check_alive(found, self.name)
         self._report = {path: self.extend(path, c) for path, c in found.items()}
         self._experience += 1
         self.stand()
@@ -173,6 +175,7 @@ class Bases(Protection):
         return {"experience": self._experience, "rows": rows, "report": self._report}
 
     def load_state_dict(self, state: State) -> None:
+        check_fits(state["rows"], self.sizes, self.name)
         self._experience, self._report = state["experience"], state["report"]
         for path, memory in self.memory.items():
             memory.rows = state["rows"][path]

@@ -13,11 +13,13 @@ from spikecl.continual.method import Context, Factors, Lateral, Method, MethodSp
 from spikecl.continual.projection.faithful import FaithfulHlop
 from spikecl.continual.projection.hebbian import Rule
 from spikecl.continual.projection.lateral import Kind, LateralWeights, response_of
+from spikecl.continual.projection.moments import Silent
 from spikecl.continual.projection.protection import (
     Others,
     ProjectFactors,
     ProjectUpdates,
     Protection,
+    check_fits,
     per_synapse,
     project,
     sizes_of,
@@ -154,6 +156,7 @@ class _Subspaces(Protection):
             for name, n in self.sizes.items()
         }
         self._experience, self._step = 0, 0
+        self._silent = Silent("hlop", self.sizes)
         self._report: dict[str, object] = {}
 
     def outside(self, name: str) -> Outside | None:
@@ -165,12 +168,14 @@ class _Subspaces(Protection):
             generator = self._seeds.generator("hlop", event=self._experience, epoch=position)
             lateral.begin(rows[name], generator)
         self._step = 0
+        self._silent.begin()
 
     def learn(self, factors: Factors, batch: Batch) -> Mapping[str, Tensor]:
         found: dict[str, Tensor] = {}
         spec = self._spec
         if spec.lateral != "linear":
             check_rows(factors, spec.lateral)
+        self._silent.hear(factors)
         if self._step % spec.every:
             return found
         for name, factor in factors.items():
@@ -188,12 +193,14 @@ class _Subspaces(Protection):
         self._step += 1
 
     def end(self, view: LearnerView) -> None:
+        self._silent.end()
         self._report = {}
         for name, lateral in self.lateral.items():
             defect = lateral.end()
             self._report[name] = {
                 "rows": len(lateral.old),
                 "free": lateral.free,
+                "full": not lateral.free,
                 "orthonormality_defect": defect,
                 **lateral.errors(),
             }
@@ -217,10 +224,13 @@ class _Subspaces(Protection):
             "experience": self._experience,
             "step": self._step,
             "report": self._report,
+            "silent": self._silent.state_dict(),
             "lateral": {name: value.state_dict() for name, value in self.lateral.items()},
         }
 
     def load_state_dict(self, state: State) -> None:
+        check_fits({n: each["old"] for n, each in state["lateral"].items()}, self.sizes, "hlop")
+        self._silent.load_state_dict(state.get("silent", {}))
         self._experience, self._step = state["experience"], state["step"]
         self._report = state["report"]
         for name, value in self.lateral.items():

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from spikecl.continual.host import Seen, transmitted
-from spikecl.continual.method import Context
+from spikecl.continual.method import Context, Factors
 from spikecl.errors import UsageError
+from spikecl.storage import State
 from spikecl.streams import LearnerView
 
 
@@ -72,3 +73,38 @@ def check_alive(covariances: Mapping[str, Tensor], method: str) -> None:
             "experience (the layer before never fires), so there is nothing to protect; raise its "
             "input (network gain, a lower v_th), or train longer"
         )
+
+
+class Silent:
+    """Synapses that have transmitted nothing in this experience, for methods that learn in steps.
+
+    Args:
+        method: Its name.
+        names: Protected synapses.
+    """
+
+    def __init__(self, method: str, names: Iterable[str]):
+        self._method, self._all = method, tuple(names)
+        self._names: set[str] | None = None  # no step yet
+
+    def begin(self) -> None:
+        """An experience begins."""
+        self._names = None
+
+    def hear(self, factors: Factors) -> None:
+        """Take note of a step; of synapses that were heard nothing is computed."""
+        names = set(self._all) if self._names is None else self._names
+        heard = {name for name in names if name in factors and factors[name].transmitted.any()}
+        self._names = names - heard
+
+    def end(self) -> None:
+        """Refuse silence, as :func:`check_alive` does."""
+        check_alive({name: torch.zeros(1, 1) for name in sorted(self._names or ())}, self._method)
+
+    def state_dict(self) -> State:
+        """Return who was silent so far."""
+        return {} if self._names is None else {"names": sorted(self._names)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        self._names = set(state["names"]) if "names" in state else None

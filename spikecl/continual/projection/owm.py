@@ -13,10 +13,11 @@ from torch import Tensor
 from spikecl.components import PositiveFloat, PositiveInt, component
 from spikecl.continual.method import Context, Factors, Method, MethodSpec, Phase
 from spikecl.continual.projection.circuits import one_shot
-from spikecl.continual.projection.moments import rows_of
+from spikecl.continual.projection.moments import check_alive, rows_of
 from spikecl.continual.projection.protection import (
     Others,
     Protection,
+    check_fits,
     in_order,
     per_synapse,
     project,
@@ -128,8 +129,11 @@ class _Regressors(Protection):
         self.lateral[name] = one_shot(old, means, alpha).contiguous()
 
     def end(self, view: LearnerView) -> None:
-        if self._spec.when == "step":
-            return
+        if self._spec.when == "after":
+            self._look(view)
+        check_alive(self.lateral, "owm")
+
+    def _look(self, view: LearnerView) -> None:
         total, done = min(self._spec.samples, len(view.samples)), 0
         for seen in self._context.host.look(view.samples, self._spec.samples):
             for name, rows in rows_of(self._context, seen).items():
@@ -145,6 +149,7 @@ class _Regressors(Protection):
         return {"lateral": self.lateral, "places": self._places}
 
     def load_state_dict(self, state: State) -> None:
+        check_fits(state["lateral"], self.sizes, "owm")
         self.lateral = in_order(state["lateral"], self.sizes)
         self._places = dict(state["places"])
 

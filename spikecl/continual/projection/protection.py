@@ -26,7 +26,7 @@ Others = Literal["freeze", "learn"]
 """What becomes of parameters that are no weights (biases, thresholds, delays, norms and their
 statistics) after the first experience: ``freeze`` or ``learn``. They act on every input."""
 
-_GRADIENT_HOOKS = ("factors", "gradients", "update")
+_GRADIENT_HOOKS = ("factors", "gradients", "update", "still")
 
 
 class Protection(ABC):
@@ -81,6 +81,13 @@ class Protection(ABC):
         raise UsageError(
             "this projection keeps directions that samples share and cannot take single ones out; "
             "use method 'inhibition' with keep=true"
+        )
+
+    def release(self, experience: int) -> None:
+        """Free the directions of an experience, where the method stores each by itself."""
+        raise UsageError(
+            "this projection keeps the directions of all experiences as one; use method "
+            "'inhibition' with keep=true"
         )
 
     @abstractmethod
@@ -171,6 +178,10 @@ class ProjectFactors(Method):
     def unlearn(self, request: Unlearn) -> None:
         self.protection.forget(request)
 
+    def release(self, experience: int) -> None:
+        """Free the directions of an experience: :meth:`Protection.release`."""
+        self.protection.release(experience)
+
     def travels(self) -> Lateral:
         found = self.protection.travels()
         return found._replace(rows=self._protected(found.rows)) if self._apart else found
@@ -212,6 +223,12 @@ class ProjectUpdates(ProjectFactors):
         self._keep_heads(changed)
         return changed
 
+    def _held(self, name: str) -> Tensor | None:
+        """Return the entries of a synapse's weights that methods before hold still, as rows."""
+        found = [method.still().get(f"{name}.weight") for method in self._context.before]
+        held = [each.flatten(1) for each in found if each is not None]
+        return torch.stack(held).any(0) if held else None
+
     def _keep_heads(self, changed: dict[str, Tensor]) -> None:
         """Weight decay and momentum would move the heads of others."""
         own = self._context.host.outputs()
@@ -220,10 +237,14 @@ class ProjectUpdates(ProjectFactors):
                 changed[name] = changed[name] * _rows_of(own, changed[name])
 
     def _projected(self, name: str, update: Tensor, outside: Outside) -> Tensor:
-        rows = outside.residual(update.flatten(1))
-        if any(isinstance(each, NoAutapses) for each in self._context.network.synapses[name].maps):
-            rows = without_diagonal(rows, outside)
-        return rows.view_as(update)
+        rows, held = outside.residual(update.flatten(1)), self._held(name)
+        maps = self._context.network.synapses[name].maps
+        autapses = not any(isinstance(each, NoAutapses) for each in maps)
+        if held is None:
+            return (rows if autapses else without_diagonal(rows, outside)).view_as(update)
+        if not autapses:
+            held = held | torch.eye(len(held), dtype=torch.bool, device=held.device)
+        return without_entries(rows, outside, held).view_as(update)
 
 
 def _rows_of(outputs: Tensor, parameter: Tensor) -> Tensor:
@@ -244,6 +265,23 @@ def without_diagonal(rows: Tensor, outside: Outside) -> Tensor:
     own = torch.where(taken, torch.zeros_like(own), own)
     made = rows - own[:, None] * outside.rows()
     return made - torch.diag(made.diagonal())
+
+
+def without_entries(rows: Tensor, outside: Outside, still: Tensor) -> Tensor:
+    """Return projected rows [m, n] whose entries ``still`` [m, n] stay as they are.
+
+    Of all updates of a row with ``u_S = 0`` the nearest in the metric of P is
+    ``u - P_:S P_SS^+ u_S``. Rows that hold the same entries still are solved together.
+    """
+    p, made = outside.rows().double(), rows.clone()
+    patterns, which = torch.unique(still, dim=0, return_inverse=True)
+    for number, held in enumerate(patterns):
+        if held.any():
+            own = which == number
+            solved = torch.linalg.pinv(p[held][:, held], rtol=1e-9, hermitian=True)
+            back = rows[own][:, held].double() @ solved @ p[held]
+            made[own] = (rows[own] - back).masked_fill(held, 0).to(rows)
+    return made
 
 
 def sizes_of(

@@ -11,8 +11,8 @@ from torch import Tensor
 from spikecl.components import PositiveInt, component
 from spikecl.continual.method import Context, Factors, Method, MethodSpec, Phase, Tensors
 from spikecl.continual.projection.gpm import Bases, Energies, Growth, Sizing
-from spikecl.continual.projection.moments import moments
-from spikecl.continual.projection.protection import Others, ProjectUpdates, check_fits
+from spikecl.continual.projection.moments import check_alive, moments
+from spikecl.continual.projection.protection import Others, ProjectUpdates
 from spikecl.continual.projection.sgp import Scaled
 from spikecl.continual.projection.subspace import count_for_energy, principal
 from spikecl.networks import AnyFactor, GradientFactor, Network, Outside
@@ -221,6 +221,7 @@ class TrustRegions(Bases):
         self._optimiser = self._context.optimiser.start({})
         weights = self.effective(self._context.network.weights())
         found = moments(self._context, view, self.sizes, self._sizing.samples, weights)
+        check_alive(found, self.name)
         self.used[f"{self._experience:04d}"] = {}
         self._report = {path: self.extend(path, c) for path, c in found.items()}
         self._experience += 1
@@ -252,7 +253,6 @@ class TrustRegions(Bases):
         return {**super().state_dict(), **own, "optimiser": self._optimiser.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
-        check_fits(state["rows"], self.sizes, self.name)
         self.used = {key: dict(each) for key, each in state["used"].items()}
         self.scales = {
             task: {path: dict(of) for path, of in each.items()}

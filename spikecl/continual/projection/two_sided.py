@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spikecl.components import PositiveFloat, PositiveInt, component
-from spikecl.continual.method import Context, Method, MethodSpec, Phase
+from spikecl.continual.method import Context, Method, MethodSpec, Phase, overrides
 from spikecl.continual.projection.circuits import suppression
 from spikecl.continual.projection.moments import Moments, check_alive, moments
 from spikecl.continual.projection.protection import (
@@ -160,6 +160,12 @@ class RunBothSides(ProjectUpdates):
     def __init__(self, sides: BothSides, context: Context, others: Others):
         super().__init__(sides, context, others)
         self.sides = sides
+        if any(overrides(method, "still") for method in context.before):
+            raise PairingError(
+                "another method of this run holds entries of weights still, row by row, and a "
+                "projection on both sides ties rows to one another; use method 'inhibition', or "
+                "another that projects rows, or leave one of the two out"
+            )
 
     def _projected(self, name: str, update: Tensor, outside: Outside) -> Tensor:
         return self.sides.project_update(name, update.flatten(1)).view_as(update)

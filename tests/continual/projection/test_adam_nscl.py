@@ -231,7 +231,8 @@ def null_space(values, a, *, dtype=torch.float64):
     """Return which directions of a diagonal covariance are free, and the report."""
     network = Mlp(hidden=(4,)).build((len(values),), 2).to(dtype)
     method = AdamNscl(a=a).start(Context(network, Sgd(), Seeds(0), DOMAIN_IL, 2, CPU))
-    covariance = {"hidden1": torch.tensor(values, dtype=torch.float64).diag()}
+    diagonal = torch.tensor(values, dtype=torch.float64).diag()
+    covariance = {"hidden1": diagonal, "readout": torch.eye(4, dtype=torch.float64)}
     method.protection.load_state_dict({"samples": 1, "covariance": covariance})
     outside = method.protection.outside("hidden1")
     if outside is None:

@@ -41,9 +41,10 @@ from spikecl.continual.projection.protection import (
     project,
     sizes_of,
     without_diagonal,
+    without_entries,
 )
 from spikecl.encoding import Encoder
-from spikecl.errors import ConfigError, PairingError, RunError, UsageError
+from spikecl.errors import ActivityWarning, ConfigError, PairingError, RunError, UsageError
 from spikecl.learner import Heads, Learner, TrainPlan
 from spikecl.networks import (
     Complement,
@@ -365,6 +366,71 @@ def test_a_hard_complement_keeps_old_responses(optimiser, peer, vary):
         assert moved < 1e-10 if stays else moved > 1e-2
 
 
+class Mask(MethodSpec):
+    """Holds some entries of every weight still, and says so or not."""
+
+    phase = Phase.GATE
+
+    def __init__(self, *, says=True):
+        self.says = says
+
+    def start(self, context):
+        return (_Mask if self.says else _Quiet)(context)
+
+
+class _Quiet(Method):
+    def __init__(self, context):
+        synapses = context.network.synapses.items()
+        generator = torch.Generator().manual_seed(1)
+        self.held = {
+            f"{path}.weight": torch.rand(s.weight.shape, generator=generator) < 0.2
+            for path, s in synapses
+        }
+
+    def update(self, update):
+        return {
+            n: u.masked_fill(self.held[n], 0) if n in self.held else u for n, u in update.items()
+        }
+
+
+class _Mask(_Quiet):
+    def still(self):
+        return self.held
+
+
+@each_optimiser
+def test_masks_and_a_projection_hold_both(optimiser, peer):
+    """Masked entries stay to the last bit, old responses to rounding, and the rest learns."""
+    for says in (True, False):
+        learner = learner_of(
+            (Mask(says=says), Shield(protection=Recorded)),
+            network=SpikingMlp(hidden=(40, 35), bias=True, neuron=NEURON),
+            optimiser=optimiser,
+            stream=stream_of(n=40),
+        )
+        mask = learner.methods.methods["mask"]
+        x = learner.encoder.encode(learner.stream[0].train.load().x, None, None)
+        ends, answers = [], []
+        for tick in learner.ticks():
+            if tick.kind == "event":
+                ends.append(weights(learner))
+                answers.append(learner.network(x).logits.detach())
+        held, moved = 0.0, 0.0
+        for name, still in mask.held.items():
+            change = ends[2][name] - ends[1][name]
+            held = max(held, float(change[still].abs().max()))
+            moved = max(moved, float(change[~still].abs().max()))
+        assert float((answers[2] - answers[1]).abs().max()) < 1e-10
+        assert moved > 1e-4
+        assert held == 0 if says else held > 1e-5
+
+
+def test_masks_and_a_projection_of_both_sides_are_refused():
+    for both in (TwoSided(), Ncl()):
+        with pytest.raises(PairingError, match="ties rows to one another"):
+            learner_of((Mask(), both))
+
+
 @pytest.mark.parametrize("head", ["single", "multi"])
 @each_optimiser
 def test_until_something_is_protected_it_is_fine_tuning_bit_for_bit(optimiser, peer, head):
@@ -515,6 +581,41 @@ def test_without_a_diagonal_is_the_constrained_least_squares(kind, n):
             keep = [j for j in range(n) if j != i]
             rest = np.linalg.solve(inverse[np.ix_(keep, keep)], u[i][keep])
             np.testing.assert_allclose(found[i, keep], rest, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("n", [2, 5, 9])
+def test_without_entries_of_a_soft_map_is_the_constrained_least_squares(n):
+    outside, rng = made("soft", n, 3), np.random.default_rng(1)
+    p, u, still = outside.rows().numpy(), rng.standard_normal((7, n)), rng.random((7, n)) < 0.4
+    still[1], still[2], still[3] = still[0], True, False
+    found = without_entries(torch.from_numpy(u @ p), outside, torch.from_numpy(still)).numpy()
+    inverse = np.linalg.inv(p)
+    for row, free, made_ in zip(u, ~still, found):
+        assert not made_[~free].any()
+        expected = np.linalg.solve(inverse[np.ix_(free, free)], row[free])
+        np.testing.assert_allclose(made_[free], expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [5, 12])
+def test_without_entries_of_a_projector_is_the_projection_on_both(n):
+    outside, rng = made("hard", n, 3), np.random.default_rng(1)
+    u, still = rng.standard_normal((9, n)), rng.random((9, n)) < 0.4
+    rows = outside.residual(torch.from_numpy(u))
+    found = without_entries(rows, outside, torch.from_numpy(still)).numpy()
+    for row, held, made_ in zip(u, still, found):
+        closed = np.concatenate([outside.basis.numpy(), np.eye(n)[held]])
+        free = np.eye(n) - np.linalg.pinv(closed) @ closed
+        np.testing.assert_allclose(made_, free @ row, rtol=0, atol=1e-9)
+
+
+def test_without_entries_of_the_diagonal_is_without_the_diagonal():
+    for kind in ("hard", "soft"):
+        outside = made(kind, 9, 3)
+        rows = outside.residual(torch.from_numpy(np.random.default_rng(1).standard_normal((9, 9))))
+        close(
+            without_entries(rows, outside, torch.eye(9, dtype=torch.bool)),
+            without_diagonal(rows, outside),
+        )
 
 
 @pytest.mark.parametrize("share", [0.0, 1e-9, 1e-5, 1e-3, 1.0])
@@ -884,3 +985,58 @@ def test_synapses_without_a_map_learn_freely(optimiser):
     if isinstance(method, ProjectUpdates):
         update = {n: torch.rand_like(p) for n, p in context.network.weights().items()}
         assert all(u is update[n] for n, u in method.update(update).items())
+
+
+# ---- what all of them refuse --------------------------------------------------------------------
+
+PROJECTIONS = {
+    "hlop": Hlop(rows=(2,)),
+    "faithful": Hlop(rows=(2,), faithful=True),
+    "gpm": Gpm(),
+    "sgp": Sgp(),
+    "owm": Owm(),
+    "owm after": Owm(when="after"),
+    "adam_nscl": AdamNscl(),
+    "inhibition": Inhibition(),
+    "two_sided": TwoSided(),
+    "ncl": Ncl(),
+    "trgp": Trgp(),
+    "cuber": Cuber(),
+}
+each_projection = pytest.mark.parametrize("spec", PROJECTIONS.values(), ids=list(PROJECTIONS))
+
+
+@each_projection
+def test_a_layer_that_never_fires_is_refused(spec):
+    network = SpikingMlp(hidden=(9, 7), bias=True, neuron=LIF(beta=0.5, v_th=500.0))
+    reveal = TASK_IL if isinstance(spec, Trgp | Cuber) else DOMAIN_IL
+    learner = learner_of((spec,), network=network, stream=stream_of(reveal=reveal))
+    with (
+        pytest.warns(ActivityWarning, match="silent"),
+        pytest.raises(UsageError, match="nothing reached hidden2.*never fires.*lower v_th"),
+    ):
+        run(learner)
+
+
+@each_projection
+@pytest.mark.parametrize("hidden", [(6, 7), (9, 7, 7)])
+def test_a_subspace_that_does_not_fit_is_refused(spec, hidden):
+    stream = stream_of(reveal=TASK_IL if isinstance(spec, Trgp | Cuber) else DOMAIN_IL)
+    there = learner_of((spec,), stream=stream)
+    there = run(there)
+    here = learner_of((spec,), stream=stream, network=SpikingMlp(hidden=hidden, neuron=NEURON))
+    (one,), (other,) = there.methods.methods.values(), here.methods.methods.values()
+    with pytest.raises(RunError, match="the checkpoint is of another network"):
+        other.load_state_dict(one.state_dict())
+
+
+def test_experiences_are_released_where_they_are_stored():
+    kept, not_kept = Inhibition(keep=True), Gpm()
+    learner = run(learner_of((kept,)))
+    (method,) = learner.methods.methods.values()
+    before = set(method.protection.stored)
+    method.release(0)
+    assert before - set(method.protection.stored) == {"0000"}
+    (method,) = learner_of((not_kept,)).methods.methods.values()
+    with pytest.raises(UsageError, match="of all experiences as one; use method 'inhibition'"):
+        method.release(0)
