@@ -1,7 +1,6 @@
 """Tables over seeds: run (or resume) every row, then write benchmarks/results/NAME.json.
 
     python benchmarks/table.py permuted_digits
-    python benchmarks/table.py permuted_mnist --data-dir FOLDER
 
 Runs go to ``--runs-dir`` and are found again there, so a table that was stopped goes on.
 """
@@ -26,10 +25,6 @@ TABLES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
             "HLOP": (),
             "joint training on all tasks so far": JOINT,
         },
-    ),
-    "permuted_mnist": (
-        "examples/pmnist_hlop.toml",
-        {"fine-tuning": FINETUNE, "HLOP": ()},
     ),
 }
 

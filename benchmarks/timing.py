@@ -47,13 +47,19 @@ def ratios(above: list[float], below: list[float]) -> dict[str, float]:
     }
 
 
-def report(name: str, results: Mapping[str, Mapping[str, float]], *, keep: bool) -> None:
+def report(
+    name: str, results: Mapping[str, Mapping[str, float]], *, keep: bool, notes: str = ""
+) -> None:
     """Print a line per key, then everything as one JSON object on the last line.
 
     With ``keep`` the results go to ``benchmarks/results`` as well.
     """
     if keep:
-        write(name, f"python benchmarks/{name}.py --write", {"results": results})
+        write(
+            name,
+            f"python benchmarks/{name}.py --write",
+            {"results": results, **({"notes": notes} if notes else {})},
+        )
     for key, r in results.items():
         print(f"{key:28s} {r['median']:.3f}  ({r['min']:.3f} to {r['max']:.3f}, n = {r['n']})")
     print(json.dumps(results))

@@ -150,16 +150,33 @@ class UnnamedError(TypeError):
 
 def explain(error: ValidationError, where: str, cls: type[Any]) -> str:
     """Turn pydantic's report into lines of what was given, what is allowed, what to do."""
-    fields: dict[object, str] = {}  # of the branches of a union, the first stands for all
-    for item in error.errors():
-        fields.setdefault(
-            item["loc"][0] if item["loc"] else "", _explain_one(dict(item), where, cls)
-        )
+    items: list[dict[str, Any]] = [dict(item) for item in error.errors()]
+    fields: dict[object, str] = {}  # of each, what is said first
+    for item in items:
+        field = item["loc"][0] if item["loc"] else ""
+        if field not in fields and not any(_is_closer(other, item) for other in items):
+            fields[field] = _explain_one(item, where, cls)
     return "; ".join(fields.values())
 
 
+def _is_closer(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether an error is of a branch of a union that fits the value better than the other's.
+
+    The other calls the kind of the value wrong; this one takes it, or goes on to its entries.
+    """
+    place, within = _keys(other["loc"]), _keys(one["loc"])
+    if not _is_of_wrong_kind(other) or within[: len(place)] != place:
+        return False
+    return len(within) > len(place) or not _is_of_wrong_kind(one)
+
+
+def _is_of_wrong_kind(item: dict[str, Any]) -> bool:
+    """Whether an error says that a value is of a wrong kind."""
+    return str(item["type"]).endswith("_type")
+
+
 def _explain_one(item: dict[str, Any], where: str, cls: type[Any]) -> str:
-    path = ".".join([where, *(str(part) for part in item["loc"] if _is_key(part))])
+    path = ".".join([where, *map(str, _keys(item["loc"]))])
     said = item.get("ctx", {}).get("error")
     if isinstance(said, ConfigError):  # a component's own check of how its values fit together
         return f"{path}: {said}" if item["loc"] else str(said)
@@ -184,6 +201,6 @@ def _owner(cls: type[Any], path: tuple[object, ...]) -> type[Any]:
     return cls
 
 
-def _is_key(part: object) -> bool:
-    """Whether a part of a location is the user's, not the name of a checker's branch."""
-    return isinstance(part, int) or str(part).isidentifier()
+def _keys(location: tuple[object, ...]) -> list[object]:
+    """Return the parts of a location that are the user's, not names of a checker's branches."""
+    return [part for part in location if isinstance(part, int) or str(part).isidentifier()]

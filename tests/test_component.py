@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import json
 from typing import Literal
 
 import pytest
@@ -19,7 +20,9 @@ from spikecl.components import (
     from_table,
     to_table,
 )
+from spikecl.continual import Gpm, Hlop, Inhibition, Sgp
 from spikecl.errors import ConfigError
+from spikecl.experiments import load_config
 
 quick = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
@@ -130,6 +133,39 @@ def test_a_table_names_nested_keys():
 def test_a_date_is_refused():
     with pytest.raises(ConfigError, match=r"\[x\].*use numbers"):
         from_table(Part, {"steps": datetime.date(2026, 1, 1)}, "x")
+
+
+OF_EACH = [
+    (Inhibition, "alpha", (0.1, -1.0, 0.3), ".1: got -1.0; input should be greater than 0"),
+    (Inhibition, "alpha", -1.0, ": got -1.0; input should be greater than 0"),
+    (Inhibition, "alpha", (0.1, "x"), ".1: got 'x'; input should be a valid number"),
+    (Sgp, "energy", (0.9, 0.0, 0.9), ".1: got 0.0; input should be greater than 0"),
+    (Gpm, "energy", (0.9, 1.5, 0.9), ".1: got 1.5; input should be less than or equal to 1"),
+    (Gpm, "rows", (4, -2), ".1: got -2; input should be greater than or equal to 0"),
+    (Gpm, "rows", 1.5, ": got 1.5; input should be less than 1"),
+    (Hlop, "rows", ((2, -1, 3),), ".0.1: got -1; input should be greater than or equal to 0"),
+    (Hlop, "rows", (2, (1.5, 3)), ".1.0: got 1.5; input should be less than 1"),
+]
+
+
+@pytest.mark.parametrize(("cls", "key", "value", "said"), OF_EACH)
+def test_a_number_or_one_for_each_is_refused_as_what_was_given(cls, key, value, said, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        cls(**{key: value})
+    assert str(error.value) == f"{cls.__name__}.{key}{said}"
+    name, path = cls.__name__.lower(), tmp_path / "c.toml"
+    written = json.dumps(value)  # of these values, TOML too
+    path.write_text(f'[method]\nname = "{name}"\n[method.{name}]\n{key} = {written}\n')
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert f"method.{name}.{key}{said}" in str(error.value)
+
+
+def test_no_entry_and_the_wrong_kind_are_told_apart():
+    with pytest.raises(ConfigError, match=r"^Gpm\.energy: got \(\); .* at least 1 item"):
+        Gpm(energy=())
+    with pytest.raises(ConfigError, match=r"^Gpm\.energy: got 'x'; .* a valid number$"):
+        Gpm(energy="x")
 
 
 @quick

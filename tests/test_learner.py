@@ -779,7 +779,7 @@ def test_a_trainer_that_needs_labels_is_refused_without():
 
 
 def test_exclusive_methods_are_refused():
-    with pytest.raises(PairingError, match="named twice"):
+    with pytest.raises(PairingError, match="'finetune' is named twice; name it once: one method"):
         learner_of(tasks(5), (Finetune(), Finetune()))
 
 

@@ -79,5 +79,9 @@ def check_slots(specs: Sequence[MethodSpec]) -> None:
                 raise PairingError(
                     f"methods '{taken[slot]}' and '{name}' both take the slot '{slot}'; use one"
                 )
-    if len({method_name(spec) for spec in specs}) < len(specs):
-        raise PairingError(f"a method is named twice: {[method_name(s) for s in specs]}")
+    names = [method_name(spec) for spec in specs]
+    for name in names:
+        if names.count(name) > 1:
+            raise PairingError(
+                f"method '{name}' is named twice; name it once: one method has one set of settings"
+            )

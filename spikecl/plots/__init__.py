@@ -29,6 +29,7 @@ from spikecl.plots.spikes import membrane, raster
 from spikecl.plots.subspaces import (
     plot_angles,
     plot_caught,
+    plot_free_dimensions,
     plot_inside,
     plot_orthonormality,
     plot_plasticity,
@@ -54,6 +55,7 @@ __all__ = [
     "plot_curves",
     "plot_distribution",
     "plot_flipped",
+    "plot_free_dimensions",
     "plot_geometry",
     "plot_inside",
     "plot_leakage",

@@ -58,6 +58,7 @@ def _rows(record: RunRecord, said: Said) -> list[list[Draw]]:
     of_layers += [drift.plot_similarity] if paths(said, "layers", "cka") else []
     whole: list[Callable[[RunRecord, Axes], None]] = [_plot_own_tasks]
     whole += [subspaces.plot_plasticity] if held else []
+    whole += [subspaces.plot_free_dimensions]
     whole += [drift.plot_leakage, drift.plot_alignment] if leaks else []
     whole += [subspaces.plot_caught, subspaces.plot_orthonormality] if learning else []
     width = max(3, len(synapses), len(layers))

@@ -49,6 +49,8 @@ def plot_spectrum(record: RunRecord, synapse: str, ax: Axes) -> None:
     named = thinned(len(said), MOST_NAMES)
     for i, (report, shade) in enumerate(zip(said, ordered_colours(len(said)))):
         own = report["synapses"][synapse]
+        if None in (own["spectrum"] or [None]):
+            continue  # nothing reached it
         share = 100 * np.cumsum(own["spectrum"])
         place = report["tasks"].index(report["experience"])
         name = f"task {report['experience']}: {own['dimensionality'][place]:.1f} dim."
@@ -58,7 +60,10 @@ def plot_spectrum(record: RunRecord, synapse: str, ax: Axes) -> None:
     ax.set(xlabel="directions", ylabel="energy %", ylim=(0, 103), xscale="log")
     ax.set_xlim(1, said[0]["synapses"][synapse]["inputs"])
     ax.xaxis.set_major_formatter("{x:.0f}")
-    ax.legend(fontsize=SMALL - 1, frameon=False, loc="lower right", handlelength=1.2)
+    if ax.lines:
+        ax.legend(fontsize=SMALL - 1, frameon=False, loc="lower right", handlelength=1.2)
+    else:
+        note(ax, "silent")
 
 
 def plot_task_angles(record: RunRecord, synapse: str, ax: Axes) -> None:
@@ -78,7 +83,8 @@ def plot_task_angles(record: RunRecord, synapse: str, ax: Axes) -> None:
     for report in said:
         old = [task for task in report["tasks"] if task != report["experience"]]
         for task, angles in zip(old, report["synapses"][synapse]["task_angles"], strict=True):
-            means[report["experience"], task] = np.mean(angles)
+            if angles and None not in angles:  # of silence there are none
+                means[report["experience"], task] = np.mean(angles)
     tidy(ax, f"{plain(synapse)}: angle between tasks, °", grid="none")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -164,6 +170,29 @@ def plot_plasticity(record: RunRecord, ax: Axes) -> None:
     tidy(ax, "plasticity left")
     _share(ax, "directions %")
     over_training(ax, said, _NOTHING, loc="lower left")
+
+
+def plot_free_dimensions(record: RunRecord, ax: Axes) -> None:
+    """Draw the share of each synapse's directions that are free after each task.
+
+    Solid: those that no task so far needs. Dotted: those that the newest task does not need.
+
+    Args:
+        record: A run.
+        ax: Where to draw.
+    """
+    said = reports(record)
+    learned = [report for report in said if report["synapses"]]
+    tasks = [report["experience"] for report in learned]
+    for path in paths(said, "synapses"):
+        own = [report["synapses"][path] for report in learned]
+        for key, line, name in (("free_of_all", ".-", plain(path)), ("free", ".:", None)):
+            share = [100 * each[key] / each["inputs"] for each in own]
+            ax.plot(tasks, share, line, color=synapse_colour(said, path), label=name, lw=1.3, ms=4)
+    tidy(ax, "free dimensions: so far (—), newest (···)")
+    _share(ax, "inputs %")
+    ax.set(xlabel="after task", xticks=[tasks[i] for i in thinned(len(tasks), _MOST_NUMBERS)])
+    ax.legend(fontsize=SMALL - 1, frameon=False, loc="best", handlelength=1.2)
 
 
 def plot_caught(record: RunRecord, ax: Axes) -> None:

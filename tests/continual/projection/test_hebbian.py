@@ -297,5 +297,8 @@ def test_on_digits_most_of_what_that_many_rows_can_hold(k, rule):
     values = np.linalg.eigvalsh((x.T @ x).numpy())[::-1]
     best = values[:k].sum() / values.sum()
     assert captured_energy(neurons.weights, x) > 0.95 * best
+    if rule == "oja":  # the others' rows become orthonormal when they are frozen
+        gram = (neurons.weights @ neurons.weights.T).numpy()
+        np.testing.assert_allclose(gram, np.eye(k), atol=1e-2)
     frozen = torch.linalg.qr(neurons.weights.T).Q.T
     np.testing.assert_allclose((frozen @ frozen.T).numpy(), np.eye(k), atol=1e-6)
