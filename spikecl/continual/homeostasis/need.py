@@ -14,7 +14,7 @@ from spikecl.errors import ConfigError, PairingError
 from spikecl.storage import State, nbytes
 from spikecl.streams import Batch, Reveal
 
-EVERY = 10  # steps of training between two points of the recorded curve
+EVERY = 10  # updates of weights between two points of the recorded curve
 Effects = Annotated[tuple[Annotated[float, Strict()], ...], Strict(False), Field(min_length=1)]
 
 
