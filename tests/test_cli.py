@@ -702,3 +702,10 @@ def test_long_names_are_whole_where_no_terminal_is(spikecl, config):
     (record,) = find_runs(Path("runs"))
     assert record.id in spikecl("list")[1]
     assert "fashion_mnist" in spikecl("data", "list")[1]
+
+
+def test_the_package_is_the_command():
+    command = [sys.executable, "-m", "spikecl", "methods", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "hlop" in {row["method"] for row in json.loads(done.stdout)}

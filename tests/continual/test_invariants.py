@@ -22,7 +22,7 @@ from spikecl.learner import Learner, TrainPlan
 from spikecl.learner import learner as loop
 from spikecl.networks import Mlp, SpikingMlp
 from spikecl.neurons import IF, LIF, SigmaDelta, Smooth, Surrogate
-from spikecl.optim import Sgd
+from spikecl.optim import Adam, Sgd, adam
 from spikecl.registry import METHODS
 from spikecl.seeds import Seeds
 from spikecl.storage import split
@@ -185,7 +185,9 @@ def options_for(kind):
     return {"learns": ("v_th",), "per_neuron": True} if name in THRESHOLDS else {}
 
 
-def finished(kind, plan, network, *, steps=STEPS, renamed=None, options=None, needs=None):
+def finished(
+    kind, plan, network, *, steps=STEPS, renamed=None, options=None, needs=None, optimiser=None
+):
     """Return the learner at the end of a run; a method asks for options and needs of its own."""
     spec, shown, (build, common) = spec_of(kind, renamed), PLANS[plan], NETWORKS[network]
     options = options_for(kind) if options is None else dict(options)
@@ -197,7 +199,7 @@ def finished(kind, plan, network, *, steps=STEPS, renamed=None, options=None, ne
         encoder=Double(steps),
         trainer=Bptt(),
         methods=(spec,),
-        optimiser=Sgd(lr=0.2),
+        optimiser=optimiser or Sgd(lr=0.2),
         plan=TrainPlan(batch=5, epochs=2),
         seeds=Seeds(3),
         device=torch.device("cpu"),
@@ -261,7 +263,7 @@ def along(draw):
     return drawn
 
 
-def relabelled(kind, plan):
+def relabelled(kind, plan, optimiser=None):
     """Run with classes called by other numbers, from a readout that is permuted alike.
 
     The initial weights are permuted as they are drawn, at the start and where a method begins anew,
@@ -287,7 +289,7 @@ def relabelled(kind, plan):
         if kind in DRAWING:
             patch.setattr(torch, "rand", along(rand))
             patch.setattr(torch, "randn", along(randn))
-        return finished(kind, plan, "spiking", renamed=RENAMED)
+        return finished(kind, plan, "spiking", renamed=RENAMED, optimiser=optimiser)
 
 
 def assert_permuted(a, b):
@@ -306,6 +308,17 @@ def test_relabelled_classes_permute_the_readout(kind, plan):
     learner = finished(kind, plan, "spiking")
     assert_permuted(learner, relabelled(kind, plan))
     assert_acts(kind, learner, plan, "spiking")
+
+
+@each_kind
+def test_so_they_do_where_an_optimiser_rescales_each_gradient(kind, monkeypatch):
+    """Adam brings out what a projection of plain steps would take away again.
+
+    Its epsilon is larger than its default, behind which rounding may count as a gradient.
+    """
+    monkeypatch.setattr(adam, "EPSILON", 1e-4)
+    learner = finished(kind, "domain", "spiking", optimiser=Adam(lr=0.02))
+    assert_permuted(learner, relabelled(kind, "domain", Adam(lr=0.02)))
 
 
 @component

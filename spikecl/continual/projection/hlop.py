@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Annotated, ClassVar
 
 from pydantic import Field, Strict
@@ -96,6 +97,13 @@ class Hlop(MethodSpec):
                 "faithful=true freezes biases and norms after the first experience, as the "
                 f"authors' code does, but others='{self.others}' is given; leave one side out"
             )
+        for each in fields(self) if self.faithful else ():
+            given = getattr(self, each.name)
+            if each.name in ("rate", "iterations", "every") and given != each.default:
+                raise ConfigError(
+                    f"faithful=true has a rate of its own and five iterations in every step, but "
+                    f"{each.name}={given} is given; leave one side out"
+                )
 
     def start(self, context: Context) -> Method:
         """Return the running method."""

@@ -545,7 +545,16 @@ def test_other_parameters_are_checked(wrong):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rule": "sanger"}, {"lateral": "spiking"}, {"others": "learn"}], ids=str
+    "wrong",
+    [
+        {"rule": "sanger"},
+        {"lateral": "spiking"},
+        {"others": "learn"},
+        {"rate": 0.5},
+        {"iterations": 3},
+        {"every": 10},
+    ],
+    ids=str,
 )
 def test_the_authors_arithmetic_has_one_rule_and_linear_neurons_and_freezes(wrong):
     with pytest.raises(ConfigError, match="faithful=true.*leave one side out"):

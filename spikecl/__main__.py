@@ -1,0 +1,5 @@
+"""``python -m spikecl`` is the command ``spikecl``."""
+
+from spikecl.cli import main
+
+main()
