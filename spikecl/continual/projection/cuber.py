@@ -126,8 +126,9 @@ class _Regimes(TrustRegions):
                 is_open = keys[key] = is_open * self._aligned(key, path, rows)
                 basis = self.basis(path, key)
                 moved = weight @ basis.T - self.anchors[path][key]
-                size = moved.norm().clamp_min(torch.finfo(moved.dtype).tiny)
-                total = total + (penalty * is_open / size * moved) @ basis
+                size, rounding = moved.norm(), 16 * torch.finfo(moved.dtype).eps * weight.norm()
+                is_open = is_open * (size > rounding)  # noise has no direction to be drawn back in
+                total = total + (penalty * is_open / size.clamp_min(rounding) * moved) @ basis
             made[f"{path}.weight"] = total.view_as(given)
         return made
 
