@@ -8,7 +8,8 @@ spiking neurons. Each method gets the same number of trials: learning rates time
 first 40 tasks with a tenth of the training samples held out, with a seed that no row reports. The
 best one is run with the seeds of the table. ``ACC`` is over all tasks after the last one,
 ``last five`` over the newest. ``memory`` is the most that a process of 200 tasks had in use, over
-that of one of 20. The last line is one JSON object: method to figures.
+that of one of 50, by which the cache of test sets is full. The last line is one JSON object: method
+to figures.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from rows import Row, figures, measured, rows_of
 from spikecl.experiments.result import RunResult
 
 CONFIG = Path(__file__).parent.parent / "examples" / "long_stream.toml"
-TASKS, TRIAL_TASKS, LAST, EARLY = 200, 40, 5, 20
+TASKS, TRIAL_TASKS, LAST, EARLY = 200, 40, 5, 50
 RATES = (0.03, 0.1, 0.3)
 SIX = (0.01, 0.03, 0.06, 0.1, 0.2, 0.4)
 WINDOWS = (1000.0, 3000.0, 10_000.0)  # batches: 10, 30 and 100 tasks
