@@ -20,14 +20,14 @@ from spikecl.continual.projection.protection import ProjectUpdates
 from spikecl.data.arrays import checked
 from spikecl.encoding import Direct
 from spikecl.errors import PairingError
-from spikecl.learner import Learner, TrainPlan
+from spikecl.learner import Learner, TrainPlan, check_pairings
 from spikecl.neurons import LIF
 from spikecl.optim import Adam, ScheduleFreeSgd, Sgd
 from spikecl.registry import METHODS, NETWORKS
 from spikecl.seeds import Seeds
 from spikecl.storage import join, split
 from spikecl.streams import DOMAIN_IL, TASK_IL, Reveal, permuted
-from spikecl.trainers import Bptt
+from spikecl.trainers import Bptt, Vogels
 
 EVERYTHING = TASK_IL | Reveal.OLD_DATA | Reveal.SAMPLE_IDS
 NO_TASKS = EVERYTHING & ~(Reveal.TASK_ID_TRAIN | Reveal.TASK_ID_EVAL | Reveal.CLASSES)
@@ -293,6 +293,8 @@ def test_what_it_needs_is_asked_for_before_the_start(method):
     for flag in needs:
         stream = permuted(data(), experiences=2).with_reveal(EVERYTHING & ~flag)
         with pytest.raises(PairingError, match=f"'{method}' needs {flag.name.lower()}.*permuted-c"):
+            check_pairings(stream, Vogels(readout="none"), [METHODS.get(method)()])
+        with pytest.raises(PairingError, match=f"needs {flag.name.lower()}.*permuted-c"):
             learner_of(method, "mlp", stream=stream)
     learner_of(method, "mlp", reveal=DOMAIN_IL | needs)
 

@@ -487,7 +487,9 @@ def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not(make, tmp_path, at_tick
     """Stop at several ticks of one run, one after the other: steps, epochs, tests, events."""
     changes = json.loads(json.dumps(CHANGES[name]))
     if batch == 1 and "hlop" in changes.get("method", {}).values():
-        changes["method"].setdefault("hlop", {})["rate"] = 0.1  # the default: see below
+        options = changes["method"].setdefault("hlop", {})
+        if not options.get("faithful"):
+            options["rate"] = 0.1  # the default: see below
     plan = {"epochs": 2 if batch == 10 else 1, "batch": batch, **changes.get("train", {})}
     config = make(**{**changes, "train": plan})
     seen = at_tick(10**9, crash)

@@ -33,6 +33,7 @@ needs_compiler = pytest.mark.skipif(not COMPILES, reason="no C compiler here")
 CACHES = (
     compiler.compiler, compiler.load, compiler.against, scans._choose, events._library
 )  # fmt: skip
+FIRING = {"spiking_mlp": {"neuron": {"model": "lif", "beta": 0.6, "v_th": 0.3}}}  # in all layers
 FINAL = ("steps.jsonl", "matrix.json", "cost.json", "run.json", "weights/tensors.safetensors")
 
 
@@ -337,7 +338,7 @@ def test_the_matrix_is_the_same_in_single_precision(make, tmp_path):
     """A spike may tip where sums are rounded otherwise, and the answer hardly ever."""
     found = [
         run_config(
-            make(kernels={"synapse": synapse}, method={"name": "hlop"}),
+            make(kernels={"synapse": synapse}, method={"name": "hlop"}, network=FIRING),
             runs_dir=tmp_path / synapse,
         ).matrix
         for synapse in ("dense", "events")
@@ -394,6 +395,7 @@ def test_a_resumed_run_with_events_is_byte_identical(
         kernels={"synapse": synapse},
         method={"name": "hlop", "hlop": {"rate": 0.1}},
         train={"epochs": 1, "batch": batch},
+        network=FIRING,
     )
     seen = stop_at(None)
     expected, total = final(run_config(config, runs_dir=tmp_path / "whole").path), len(seen)
