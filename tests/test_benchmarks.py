@@ -19,6 +19,7 @@ TABLES = {"pmnist": "ALL_ROWS", "long_stream": "ROWS"}
 def rows():
     """Yield the module and the row of every method."""
     sys.path.insert(0, str(BENCHMARKS))
+    before = set(sys.modules)
     try:
         for table, name in TABLES.items():
             module = importlib.import_module(table)
@@ -26,6 +27,9 @@ def rows():
                 yield pytest.param(module, row, id=f"{table}-{method}")
     finally:
         sys.path.remove(str(BENCHMARKS))
+        for name in set(sys.modules) - before:  # "results" is a module of the documentation, too
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
+                del sys.modules[name]
 
 
 def pictures(*_):
