@@ -2,9 +2,10 @@
 
 from spikecl.learner.gradients import form_gradients
 from spikecl.learner.heads import Heads
-from spikecl.learner.learner import WINDOW, Learner, model_nbytes
+from spikecl.learner.learner import Learner, model_nbytes
 from spikecl.learner.pairing import check_pairings
 from spikecl.learner.plan import ExportPlan, Position, Tick, TrainPlan
+from spikecl.learner.window import WINDOW
 
 __all__ = [
     "WINDOW",

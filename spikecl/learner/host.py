@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from spikecl.continual.host import Seen
-from spikecl.learner.heads import Heads
-from spikecl.streams import Batch, Loaded, Samples
-from spikecl.trainers import Call, Factors
+from spikecl.learner.calls import Calls
+from spikecl.learner.training import Training
+from spikecl.seeds import Seeds
+from spikecl.streams import Samples
+from spikecl.trainers import Factors
 from spikecl.trainers.trainer import joined
 
 
@@ -19,57 +21,51 @@ class LearnerHost:
     """The learner as methods see it.
 
     Args:
-        load: From samples to what is in memory, on the learner's device.
-        order: Return the generator that chooses samples of the present event.
-        seen: From a batch and its number to what the network gets.
-        relabel: From that and labels to the same with these.
-        call: From that, and weights in place of the network's own, to what the trainer is called
-            with.
-        parts: The trainer.
-        heads: Whose outputs compete.
+        calls: What the trainer is called with.
+        training: The network as it learns.
         batch: Samples in a batch.
-        progress: Return the share of the present experience's steps that are done.
-        share: Return the share of the learning rate that the present step takes.
-        portion: Return the share of a batch's steps that the present gradients are of.
+        seeds: Root of all randomness.
         restart: Take network and trainer back to where they started.
     """
 
     def __init__(
         self,
+        calls: Calls,
+        training: Training,
         *,
-        load: Callable[[Samples], Loaded],
-        order: Callable[[], torch.Generator],
-        seen: Callable[[Batch, int], Seen],
-        relabel: Callable[[Seen, Tensor], Seen],
-        call: Callable[[Seen, Mapping[str, Tensor] | None], Call],
-        parts: Callable[[Call], Iterator[Factors]],
-        heads: Heads,
         batch: int,
-        progress: Callable[[], float],
-        share: Callable[[], float],
-        portion: Callable[[], float],
+        seeds: Seeds,
         restart: Callable[[], None],
     ):
-        self._load, self._order, self._seen = load, order, seen
-        self._call, self._parts, self._batch = call, parts, batch
-        self._heads, self.relabel = heads, relabel
-        self.progress, self.share, self.portion, self.restart = progress, share, portion, restart
+        self._calls, self._training, self._batch, self._seeds = calls, training, batch, seeds
+        self.restart = restart
+        self.progress, self.share = training.progress, training.share
+
+    def portion(self) -> float:
+        """Return the share of a batch's steps that the present gradients are of."""
+        return self._training.portion
 
     @property
     def apart(self) -> bool:
         """Whether every experience has outputs of its own."""
-        return self._heads.apart
+        return self._calls.heads.apart
 
     def outputs(self) -> Tensor | None:
         """Return which outputs learn in this experience, where they are ``apart``."""
-        return self._heads.own if self.apart else None
+        return self._calls.heads.own if self.apart else None
 
     def look(self, samples: Samples, count: int, *, batch: int | None = None) -> Iterator[Seen]:
         """Yield at most ``count`` samples in batches, encoded; ``batch`` is the run's size."""
-        loaded = self._load(samples)
-        chosen = torch.randperm(len(loaded), generator=self._order())[:count].to(loaded.x.device)
+        loaded = samples.load().to(self._calls.inputs.device)
+        order = self._seeds.generator("look", event=self._calls.at.event)
+        chosen = torch.randperm(len(loaded), generator=order)[:count].to(loaded.x.device)
         for step, rows in enumerate(torch.split(chosen, batch or self._batch)):
-            yield self._seen(loaded.take(rows), step)
+            yield self._calls.see(loaded.take(rows), 0, step, prefix="look-")
+
+    def relabel(self, seen: Seen, labels: Tensor) -> Seen:
+        """Return samples with other labels [B], and the loss of these, without methods' terms."""
+        batch = seen.batch._replace(y=labels)
+        return self._calls.seen(seen.x, batch, terms=False)._replace(generator=seen.generator)
 
     def credit(
         self,
@@ -80,8 +76,8 @@ class LearnerHost:
     ) -> Factors:
         """Return what the trainer makes of samples that were looked at."""
         with torch.no_grad():
-            call = replace(self._call(seen, weights), training=training)
-            return joined(list(self._parts(call)))
+            call = replace(self._calls.call(seen, weights), training=training)
+            return joined(list(self._calls.trainer.parts(call)))
 
     def factors(
         self,

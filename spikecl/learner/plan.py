@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -84,6 +85,11 @@ class Position:
     step: int = 0
     stage: Literal["train", "test"] = "test"
     samples: int = 0
+
+    def move_to(self, saved: Mapping[str, Any]) -> None:
+        """Stand where it was saved."""
+        for name, value in saved.items():
+            setattr(self, name, value)
 
 
 class Tick(NamedTuple):

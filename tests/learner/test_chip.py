@@ -143,7 +143,7 @@ def test_scales_are_measured_on_training_samples_of_what_was_learned():
     seen = {}
     for tick in learner.ticks():
         if tick.kind == "event" and tick.position.event == 3:
-            seen = dict(learner._calibration)
+            seen = dict(learner._crossing.calibration)
     assert sorted(seen) == ["0", "1"] and [len(x) for x in seen.values()] == [16, 16]
     for place, x in seen.items():
         loaded = stream[int(place)].train.load()

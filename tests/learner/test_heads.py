@@ -329,8 +329,8 @@ def test_the_agnostic_accuracy_does_not_use_the_task():
         z[torch.arange(12), 1 - task, 1 - y] = 2.0  # the other head is surer, and wrong
         return z.view(12, -1)
 
-    learner._logits = answer
-    assert learner._accuracies("task0") == (1.0, 0.0)
+    learner.evaluation.answer = answer
+    assert learner.evaluation.accuracies("task0") == (1.0, 0.0)
     assert heads.outputs == 2 * CLASSES
 
 
@@ -350,7 +350,7 @@ def test_unlabelled_data_are_scored_by_the_head(head):
         outputs[torch.arange(11), y], outputs[:, 4:] = 1.0, 2.0  # louder where nothing was seen
     outputs[0] = 0
     outputs[0, ..., 1] = 1.0  # one mistake
-    plain, start = learner._logits, iter(range(0, 11, 4))
+    plain, start = learner.evaluation.answer, iter(range(0, 11, 4))
 
     def answer(x, task, generator=None):
         if learner.at.event != 2 or learner.at.stage != "train":
@@ -358,7 +358,7 @@ def test_unlabelled_data_are_scored_by_the_head(head):
         at = next(start)
         return outputs[at : at + x.shape[1]].flatten(1)
 
-    learner._logits = answer
+    learner.evaluation.answer = answer
     (row,) = [r for r in run(learner) if r["phase"] == "adapt"]
     assert row["value"] == 10 / 11
 

@@ -196,7 +196,7 @@ def test_tests_start_from_rest_and_leave_the_membranes():
     )
     before = None
     for tick in learner.ticks():
-        now = [t.clone() for t in leaves(learner._state)]
+        now = [t.clone() for t in leaves(learner.training.state)]
         if tick.kind == "test" and before is not None:
             assert all(torch.equal(a, b) for a, b in zip(now, before, strict=True))
         before = now
@@ -210,8 +210,8 @@ def test_no_graph_is_carried(kind):
     learner = learner_of(stream_of(12), NETWORKS[kind])
     for tick in learner.ticks():
         if tick.kind == "step":
-            assert leaves(learner._state)
-            assert not any(t.requires_grad for t in leaves(learner._state))
+            assert leaves(learner.training.state)
+            assert not any(t.requires_grad for t in leaves(learner.training.state))
     reset = learner_of(stream_of(12), NETWORKS[kind], membrane="reset")
     for tick in reset.ticks():
-        assert reset._state is None and (tick.kind != "step" or not reset.state_dict()["membranes"])
+        assert reset.training.state is None and (tick.kind != "step" or not reset.state_dict()["membranes"])

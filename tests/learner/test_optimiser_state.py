@@ -262,13 +262,13 @@ def test_training_is_at_y_and_tests_are_at_x(optimiser, reveal, monkeypatch):
 
     monkeypatch.setattr(Optimiser, "step", spy)
     learner = learner_of(optimiser, reveal=reveal)
-    tested, accuracies = [], learner._accuracies
+    tested, accuracies = [], learner.evaluation.accuracies
 
     def look(name):
         tested.append(weights(learner))
         return accuracies(name)
 
-    monkeypatch.setattr(learner, "_accuracies", look)
+    monkeypatch.setattr(learner.evaluation, "accuracies", look)
     plain = Means(optimiser, weights(learner))
     for tick in learner.ticks():
         while handed:
@@ -394,13 +394,13 @@ PROJECTED = {
 @pytest.mark.parametrize("optimiser", PROJECTED.values(), ids=list(PROJECTED))
 def test_a_projection_holds_in_what_is_tested(optimiser, monkeypatch):
     learner = learner_of(optimiser, Shield())
-    held, seen, accuracies = _Shield().held, [], learner._accuracies
+    held, seen, accuracies = _Shield().held, [], learner.evaluation.accuracies
 
     def look(name):
         seen.append((learner.at.event, weights(learner)["hidden1.weight"]))
         return accuracies(name)
 
-    monkeypatch.setattr(learner, "_accuracies", look)
+    monkeypatch.setattr(learner.evaluation, "accuracies", look)
     finish(learner)
     before = next(w for event, w in seen if event == 0)
     first = next(w for event, w in seen if event == -1)

@@ -249,7 +249,7 @@ def test_every_loss_reaches_the_trainer(name, encoder):
     assert steps.shape == (T, 4, CLASSES) and bool(steps.any())
     expected = by_hand(name, steps, data.y[picked])
     gradients = torch.autograd.grad(expected, list(start.values()))
-    assert float(learner._losses[0]) == pytest.approx(expected.item(), rel=1e-5)
+    assert float(learner.training.window.losses[0]) == pytest.approx(expected.item(), rel=1e-5)
     for (n, p), gradient in zip(network.weights().items(), gradients, strict=True):
         assert bool(gradient.any())
         torch.testing.assert_close(p.detach(), start[n].detach() - 0.1 * gradient)

@@ -123,8 +123,8 @@ def test_with_momentum_and_a_schedule_it_is_that_of_the_decay_alone(state):
     spec = Sgd(lr=lr, momentum=mu, weight_decay=decay, schedule=Cosine(), state=state)
     learner = learner_of(optimiser=spec)
     gaps, shares = distances(learner), []
-    share = learner._share
-    learner._share = lambda: shares.append(share()) or shares[-1]
+    share = learner.training.share
+    learner.training.share = lambda: shares.append(share()) or shares[-1]
     moments, event = {name: 0.0 for name in gaps}, 0
     for position in steps_of(learner):
         if position.event != event and state == "fresh":

@@ -345,13 +345,13 @@ def test_local_readouts_stay_as_they_are(rule):
         loss=STEPWISE,
     )
     learner.prepare()
-    start = {n: g.clone() for n, g in learner._variables.items()}
+    start = {n: g.clone() for n, g in learner.calls.variables.items()}
     weights = {n: p.detach().clone() for n, p in learner.network.weights().items()}
     assert sorted(start) == ["readout.hidden1", "readout.hidden2"]
     for _ in learner.ticks():
         pass
     for name, g in start.items():
-        assert torch.equal(g, learner._variables[name])
+        assert torch.equal(g, learner.calls.variables[name])
     for name, p in weights.items():
         assert not torch.equal(p, learner.network.weights()[name])
 

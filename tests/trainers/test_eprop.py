@@ -961,7 +961,7 @@ def test_adaptive_feedback_meets_the_weights(window):
     optimiser = Sgd(lr=lr, weight_decay=decay, momentum=0.0)
     learner = digits_learner(rule, spec, loss=StepCrossEntropy(), optimiser=optimiser)
     learner.prepare()
-    start = {p: learner._variables[f"feedback.{p}"].clone() for p in ("hidden2", "readout")}
+    start = {p: learner.calls.variables[f"feedback.{p}"].clone() for p in ("hidden2", "readout")}
     for p, b in start.items():
         start[p] = b - learner.network.weights()[f"{p}.weight"].detach()
         assert float(start[p].abs().max()) > 0.1
@@ -972,7 +972,7 @@ def test_adaptive_feedback_meets_the_weights(window):
         if steps == 25:
             break
     for p, gap in start.items():
-        now = learner._variables[f"feedback.{p}"] - learner.network.weights()[f"{p}.weight"]
+        now = learner.calls.variables[f"feedback.{p}"] - learner.network.weights()[f"{p}.weight"]
         torch.testing.assert_close(now.detach(), gap * (1 - lr * decay) ** 25, rtol=1e-4, atol=1e-6)
     moved = learner.network.weights()["readout.weight"].detach() - w * (1 - lr * decay) ** 25
     assert float(moved.abs().max()) > 0.01

@@ -273,7 +273,7 @@ def test_each_part_of_a_step_is_weighed_by_its_own_gradient(made, update):
     network = SpikingMlp(hidden=(8,), neuron=LIF(beta=0.5, v_th=0.25), readout="mean_current")
     options = {"trainer": Ottt(window=1, update=update), "loss": loss, "network": network}
     learner = made.learner_of(sets, Si(strength=0.0), vary=True, epochs=1, **options)
-    parts, plain = [], learner._apply
+    parts, plain = [], learner.training.apply
 
     def apply(gradients):
         before = made.weights_of(learner)
@@ -281,7 +281,7 @@ def test_each_part_of_a_step_is_weighed_by_its_own_gradient(made, update):
         after = made.weights_of(learner)
         parts.append({n: g * (before[n] - after[n]) for n, g in gradients.items()})
 
-    learner._apply = apply
+    learner.training.apply = apply
     for tick in learner.ticks():
         if tick.kind == "window":
             break

@@ -246,7 +246,7 @@ def test_a_gain_is_part_of_the_gradient():
     spec = SpikingMlp(hidden=(8,), neuron=LIF(v_th=0.25), gain=9.0)
     learner = learner_of([(x, y)], Ncl(), spec)
     view = learner.stream.view(learner.stream[0])
-    (part,) = learner._host().factors(view.samples, 1)
+    (part,) = learner.host.factors(view.samples, 1)
     delta = 9.0 * part.synapses["hidden1"].delta
     found = posterior_of(learner).curvature(view, 1)["hidden1"][1]
     assert bool(delta.any())

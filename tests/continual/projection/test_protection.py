@@ -480,7 +480,7 @@ def test_where_nobody_projects_an_update_its_rounding_is_not_ours():
             before = alone.clone()
             OPTIMISERS["decay"][1]([alone]).step()
             gradients = {n: torch.zeros_like(p) for n, p in learner.network.weights().items()}
-            learner._apply({**gradients, "hidden1.bias": alone.grad})
+            learner.training.apply({**gradients, "hidden1.bias": alone.grad})
             assert torch.equal(parameter, alone)
             rounds += int((before + (alone - before) != alone).sum())
     assert rounds > 0  # there was something to see

@@ -253,7 +253,7 @@ def old_answers(method, optimiser, network="static", head="single"):
 
     def answer(task):
         x = learner.encoder.encode(stream[task].train.load().x, learner.statistics, None)
-        return learner.heads.test(learner._logits(x, task), task)
+        return learner.heads.test(learner._answer(x, task, None), task)
 
     for task in run(learner):
         for old, (logits, _) in before.items():
@@ -348,9 +348,9 @@ def test_gradients_are_those_of_autograd(network, trainer):
     functional.cross_entropy(logits, batch.y).backward()
 
     weights = method.weights(own)
-    seen = learner._see(batch, 0, 0)
+    seen = learner.calls.see(batch, 0, 0)
     with torch.no_grad():
-        parts = trainer.parts(learner._call(seen, weights))
+        parts = trainer.parts(learner.calls.call(seen, weights))
         found = {}
         for part in parts:
             formed = form_gradients(
