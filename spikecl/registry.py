@@ -169,6 +169,7 @@ METHODS = Registry(
         "cascade": "spikecl.continual.metaplasticity.cascade:Cascade",
         "mesu": "spikecl.continual.metaplasticity.mesu:Mesu",
         "bimu": "spikecl.continual.metaplasticity.bimu:Bimu",
+        "task_norms": "spikecl.continual.normalisation.task_norms:TaskNorms",
         "half": "spikecl.continual.metaplasticity.half:HalfFineTuning",
         "threshold": "spikecl.continual.homeostasis.threshold:Threshold",
         "scaling": "spikecl.continual.homeostasis.scaling:Scaling",

@@ -43,6 +43,9 @@ BINARY = ("bimu", "cascade", "laborieux")
 # methods about thresholds, which have no ordinary twin
 THRESHOLDS = ("threshold",)
 
+# methods about norms
+NORMS = ("task_norms",)
+
 # what a method leaves as it was drawn, by the names of parameters
 FROZEN = {"if2net": lambda name: name.endswith("weight") and not name.startswith("readout.")}
 
@@ -84,6 +87,8 @@ def learner_of(method, network, optimiser="sgd", *, reveal=None, stream=None, ba
     name = method if isinstance(method, str) else method_name(method)
     if name in BINARY:
         options |= {"binary": "rows"}
+    if name in NORMS:
+        options |= {"norm": "batch"}
     if name in THRESHOLDS:
         network = "spiking_mlp" if network == "mlp" else network
         options |= {"neuron": LIF(beta=0.5, v_th=0.1), "learns": ("v_th",), "per_neuron": True}

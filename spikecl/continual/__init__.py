@@ -24,6 +24,7 @@ from spikecl.continual.metaplasticity.laborieux import Laborieux
 from spikecl.continual.metaplasticity.mesu import Mesu
 from spikecl.continual.metaplasticity.tacos import Tacos
 from spikecl.continual.method import Context, Method, MethodSpec, Phase
+from spikecl.continual.normalisation.task_norms import TaskNorms
 from spikecl.continual.projection.adam_nscl import AdamNscl
 from spikecl.continual.projection.cuber import Cuber
 from spikecl.continual.projection.gpm import Gpm
@@ -78,6 +79,7 @@ __all__ = [
     "Si",
     "Sleep",
     "Tacos",
+    "TaskNorms",
     "Threshold",
     "Trgp",
     "TwoSided",

@@ -41,8 +41,11 @@ RENAMED = torch.tensor([2, 0, 3, 1])  # class c is called RENAMED[c]
 BINARY = ("bimu", "cascade", "laborieux")
 THRESHOLDS = ("threshold",)
 
+# methods about norms
+NORMS = ("task_norms",)
+
 # methods that learn what plain training learns, bit for bit
-PLAIN = ("finetune", "geometry")
+PLAIN = ("finetune", "geometry", *NORMS)
 
 # strong enough to be seen in a run of a few steps
 SETTINGS = {
@@ -182,6 +185,8 @@ def options_for(kind):
     name = KINDS[kind][0] if isinstance(kind, str) else ""
     if name in BINARY:
         return {"binary": "fixed"}
+    if name in NORMS:
+        return {"norm": "batch"}
     return {"learns": ("v_th",), "per_neuron": True} if name in THRESHOLDS else {}
 
 

@@ -34,10 +34,9 @@ class Laborieux(MethodSpec):
     Source: Laborieux et al., Nature Communications 12:2549 (2021), algorithm 1 and their code: m is
     1.35 for six permutations of MNIST.
     Deviation: any optimiser, of which the applied step is taken for the direction; for Adam this is
-    the sign of the first moment, as in the code, but for a weight decay that is decoupled. The
-    statistics of a batch norm are shared by all tasks and tests use the running ones: the code's
-    ``domain`` scenario; its ``task`` scenario, with statistics of each task's own, has no
-    counterpart here.
+    the sign of the first moment, as in the code, but for a weight decay that is decoupled. Norms
+    are shared by all tasks and tests use the running statistics: the code's ``domain`` scenario.
+    Beside ``task_norms`` it is the ``task`` scenario.
     """
 
     phase: ClassVar[Phase] = Phase.GATE

@@ -192,7 +192,7 @@ def test_several_draws_beside_a_penalty_are_refused(lab):
 
 def test_several_draws_of_parts_of_a_batch_are_refused(lab, monkeypatch):
     learner = lab.learner(Mesu(samples=2))
-    monkeypatch.setattr(learner, "_portion", 0.5)
+    monkeypatch.setattr(learner.training, "portion", 0.5)
     with pytest.raises(UsageError, match="samples=2 shows whole batches.*use samples=1"):
         lab.run(learner)
 

@@ -299,7 +299,7 @@ def test_the_penalty_of_a_batch_is_the_same_in_parts(parts, monkeypatch):
     # an open basis is closed where nothing points along it: let it point along its own
     monkeypatch.setattr(regions, "_aligned", lambda key, path, rows: rows.new_ones(()))
     whole = regions.enter(zeros)
-    monkeypatch.setattr(learner, "_portion", 1 / parts)
+    monkeypatch.setattr(learner.training, "portion", 1 / parts)
     part = regions.enter(zeros)
     assert any(bool(each.any()) for each in whole.values())
     for name, each in whole.items():

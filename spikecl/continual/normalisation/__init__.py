@@ -1,0 +1,1 @@
+"""Norms of networks over tasks."""
