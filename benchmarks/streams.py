@@ -61,17 +61,41 @@ ROWS = {
     "inhibition_er": Row(
         "inhibition and experience replay", ('method.name=["er", "inhibition"]',), ALPHAS
     ),
+    "finetune_norms": Row(
+        "fine-tuning, norms of each task's own",
+        ("method.name=task_norms",),
+        (("train.batch=32",), ("train.batch=64",)),
+    ),
+    "hlop_norms": Row(
+        "HLOP, norms of each task's own",
+        ('method.name=["task_norms", "hlop"]', "method.hlop.others=learn"),
+        SHARES,
+    ),
+    "inhibition_norms": Row(
+        "inhibition, norms of each task's own",
+        ('method.name=["task_norms", "inhibition"]', "method.inhibition.others=learn"),
+        ALPHAS,
+    ),
     "joint": Row(
         "joint training on all tasks so far",
         ("method.name=joint", "stream.old_data=true"),
         (("train.batch=32",), ("train.batch=64",)),
     ),
 }
-PLAIN = ("finetune", "er", "hlop", "inhibition")
+MIXED = ("finetune", "er", "hlop", "inhibition", "hlop_er", "inhibition_er", "joint")
+NORMED = (
+    "finetune",
+    "er",
+    "hlop",
+    "inhibition",
+    "finetune_norms",
+    "hlop_norms",
+    "inhibition_norms",
+)
 TABLES = {
-    "split_mnist": Table(5, 2, (0.03, 0.1, 0.3), tuple(ROWS)),
-    "five_datasets": Table(5, 10, (0.02, 0.05, 0.1), PLAIN, ("data.samples=10000",)),
-    "split_cifar100": Table(10, 10, (0.02, 0.05, 0.1), PLAIN),
+    "split_mnist": Table(5, 2, (0.03, 0.1, 0.3), MIXED),
+    "five_datasets": Table(5, 10, (0.02, 0.05, 0.1), NORMED, ("data.samples=10000",)),
+    "split_cifar100": Table(10, 10, (0.02, 0.05, 0.1), NORMED),
 }
 
 
