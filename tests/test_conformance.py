@@ -88,13 +88,13 @@ def learner_of(method, network, optimiser="sgd", *, reveal=None, stream=None, ba
     if name in BINARY:
         options |= {"binary": "rows"}
     if name in NORMS:
-        options |= {"norm": "batch"}
+        options |= {"norm": "batch", "bias": False}  # no bias learns in front of a norm
     if name in THRESHOLDS:
         network = "spiking_mlp" if network == "mlp" else network
         options |= {"neuron": LIF(beta=0.5, v_th=0.1), "learns": ("v_th",), "per_neuron": True}
     return Learner(
         stream=stream,
-        network=NETWORKS.get(network)(**options, bias=True).build(shape, 3),
+        network=NETWORKS.get(network)(**{"bias": True, **options}).build(shape, 3),
         encoder=Direct(steps=3),
         trainer=Bptt(),
         methods=(METHODS.get(method)() if isinstance(method, str) else method,),

@@ -302,7 +302,7 @@ def test_final_weights_are_those_that_were_tested(make, tmp_path):
     with torch.no_grad():
         for name, parameter in learner.network.weights().items():
             parameter.copy_(weights[name])
-    assert learner._accuracies("task0")[1] == result.summary["acc"]
+    assert learner.evaluation.accuracies("task0")[1] == result.summary["acc"]
 
 
 def test_the_summary_is_written_last(make, tmp_path, monkeypatch):
