@@ -29,7 +29,7 @@ FIRST_SEED, ALL = 11, 60_000
 TRIAL_TASKS, TRIAL_SAMPLES = 5, 30_000
 CONFIG = Path(__file__).parent.parent / "examples" / "pmnist.toml"
 RATES, SOFT = (0.1, 0.2, 0.4), (0.2, 0.3, 0.4)  # soft projections hold back all directions
-FAST = (0.3, 0.4, 0.6)  # hard projections: the best of a first grid, RATES, was its fastest
+FAST = (0.3, 0.4, 0.6)  # where the best of a first grid, RATES, was its fastest
 SIX = (0.03, 0.06, 0.1, 0.2, 0.3, 0.4)
 PUBLISHED = "method.hlop.rows=[[80, 200, 100], 70, 70, 50, 50, 50, 30, 30, 30, 10]"
 WIDE = "method.hlop.rows=[[160, 200, 160], 70, 70, 60, 60, 60, 60, 60, 60, 60]"

@@ -207,6 +207,8 @@ class MethodSpec(ABC):
     requests. ``phase``: when the hooks run. ``slot``: two methods of
     one slot exclude each other. ``offers``: the event kinds it can handle beside learning
     (``unlearn``, ``adapt``; ``export``: learning goes on on the chip, see :meth:`Method.travels`).
+    ``keeps``: what of the network it keeps for the tests of each task, in words; nobody may train
+    an old task with another, begin anew, or stop that from learning.
     """
 
     __slots__ = ()
@@ -215,6 +217,7 @@ class MethodSpec(ABC):
     phase: ClassVar[Phase] = Phase.EXTRA_GRADIENT
     slot: ClassVar[str | None] = None
     offers: ClassVar[frozenset[str]] = frozenset()
+    keeps: ClassVar[str] = ""
 
     @abstractmethod
     def start(self, context: Context) -> Method:

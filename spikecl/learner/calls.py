@@ -32,7 +32,7 @@ HOOKS = (
 
 
 class Calls:
-    """What the trainer is called with.
+    """The network with its input, its loss, and what methods make of weights, logits and errors.
 
     Args:
         network: The network.
@@ -65,12 +65,12 @@ class Calls:
     def see(self, batch: Batch, epoch: int, step: int, *, prefix: str = "") -> Seen:
         """Return a batch as the network gets it, with its loss."""
         at = {"event": self.at.event, "epoch": epoch, "step": step}
-        seen = self.seen(self.inputs.encode(batch.x, f"{prefix}encode", **at), batch)
+        seen = self.with_loss(self.inputs.encode(batch.x, f"{prefix}encode", **at), batch)
         if not (self.network.draws or self.trainer.random):
             return seen
         return seen._replace(generator=self.inputs.generator(f"{prefix}network", **at))
 
-    def seen(self, x: Tensor, batch: Batch, *, terms: bool = True) -> Seen:
+    def with_loss(self, x: Tensor, batch: Batch, *, terms: bool = True) -> Seen:
         """Return encoded samples with the loss of their labels, and terms of methods."""
 
         def logits_of(outputs: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ class LearnerHost:
     """The learner as methods see it.
 
     Args:
-        calls: What the trainer is called with.
+        calls: The network with its input and its loss.
         training: The network as it learns.
         batch: Samples in a batch.
         seeds: Root of all randomness.
@@ -65,7 +65,7 @@ class LearnerHost:
     def relabel(self, seen: Seen, labels: Tensor) -> Seen:
         """Return samples with other labels [B], and the loss of these, without methods' terms."""
         batch = seen.batch._replace(y=labels)
-        return self._calls.seen(seen.x, batch, terms=False)._replace(generator=seen.generator)
+        return self._calls.with_loss(seen.x, batch, terms=False)._replace(generator=seen.generator)
 
     def credit(
         self,

@@ -72,6 +72,16 @@ class Learner:
             network.
         export: How the network is exported, where the stream says that it is.
 
+    Attributes:
+        at: Where it stands.
+        calls: The network with its input and its loss.
+        training: The network as it learns.
+        evaluation: The network as it is tested.
+        methods: Running methods.
+        scores: Accuracies so far.
+        chip: The network on the chip, behind an export.
+        method_bytes: Most bytes that methods have kept.
+
     Raises:
         PairingError: A part needs what the stream hides or another part does not give; nothing was
             started.
@@ -129,7 +139,7 @@ class Learner:
             network, optimiser, seeds, reveal, classes, device, settles, host=self.host
         )
         self.methods = Composition(methods, context)
-        check_rehearsal(self.methods)
+        check_rehearsal(self.methods, methods)
         check_measures(self.methods)
         check_experiences(stream, self.methods)
         check_membrane(stream, plan, self.methods)

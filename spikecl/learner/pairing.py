@@ -34,6 +34,7 @@ def check_pairings(stream: Stream, trainer: Trainer, methods: Sequence[MethodSpe
         check_reveal("method", method_name(spec), spec.needs, stream.name, stream.reveal)
     check_slots(methods)
     check_restart(methods)
+    check_kept(methods)
     if any(isinstance(event, Unlearn) for event in stream):
         deaf = [method_name(spec) for spec in methods if "unlearn" not in spec.offers]
         if deaf or not methods:
@@ -58,8 +59,27 @@ def check_restart(methods: Sequence[MethodSpec]) -> None:
         )
 
 
-def check_rehearsal(methods: Composition) -> None:
-    """Refuse to train old samples with weights that tests of them do not use."""
+def check_kept(methods: Sequence[MethodSpec]) -> None:
+    """Refuse what makes a task's own part of the network meaningless, or all of them the same."""
+    for spec in methods:
+        for other in methods if spec.keeps else ():
+            own, name = method_name(spec), method_name(other)
+            if getattr(other, "restart", False):
+                raise PairingError(
+                    f"method '{own}' tests old tasks with the {spec.keeps} that they left, and "
+                    f"method '{name}' with restart=true draws the weights behind them anew; use "
+                    "restart=false, or one of the two alone"
+                )
+            if getattr(other, "others", "") == "freeze":
+                raise PairingError(
+                    f"method '{own}' keeps the {spec.keeps} of each task, and method '{name}' with "
+                    "others='freeze' lets none learn after the first, so all would be the same; "
+                    f"set method.{name}.others='learn', or leave '{own}' out"
+                )
+
+
+def check_rehearsal(methods: Composition, specs: Sequence[MethodSpec]) -> None:
+    """Refuse to train old samples with what tests of them do not use."""
     running = methods.methods.items()
     brings = [n for n, m in running if any(overrides(m, hook) for hook in REHEARSING)]
     answers = _with_weights_of_tasks(methods)
@@ -67,6 +87,13 @@ def check_rehearsal(methods: Composition) -> None:
         raise PairingError(
             f"method '{answers[0]}' trains with weights of the present task and tests old tasks "
             f"with theirs, so old samples of method '{brings[0]}' would be trained with weights "
+            "that their tests never use; leave one of the two out"
+        )
+    kept = [spec for spec in specs if spec.keeps]
+    if brings and kept:
+        raise PairingError(
+            f"method '{method_name(kept[0])}' tests old tasks with the {kept[0].keeps} that they "
+            f"left, so old samples of method '{brings[0]}' would be trained with {kept[0].keeps} "
             "that their tests never use; leave one of the two out"
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
@@ -88,7 +88,7 @@ class Position:
 
     def move_to(self, saved: Mapping[str, Any]) -> None:
         """Stand where it was saved."""
-        for name, value in saved.items():
+        for name, value in asdict(Position(**saved)).items():
             setattr(self, name, value)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +27,15 @@ class Training:
     """A network as it learns.
 
     Args:
-        calls: What the trainer is called with.
+        calls: The network with its input and its loss.
         optimiser: Description of the optimiser.
         learning: Parameters that are not frozen.
         plan: Epochs and batches.
 
     Attributes:
+        optimiser: What moves the weights.
+        window: What was noticed since the last look.
+        state: Of neurons, where the last batch ended.
         portion: Share of a batch's steps that the present gradients are of.
         steps_per_epoch: Of the present experience.
     """
@@ -208,4 +210,4 @@ class Training:
 
 def named(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
     """Name tensors so that their order survives a file."""
-    return {f"{i:04d}": tensor for i, tensor in zip(count(), tensors)}
+    return {f"{i:04d}": tensor for i, tensor in enumerate(tensors)}

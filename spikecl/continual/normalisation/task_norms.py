@@ -21,16 +21,20 @@ class TaskNorms(MethodSpec):
     Norms learn on from task to task. At the end of a task a copy of all of them is kept: gain,
     shift, and running mean and variance. A test of that task takes the copy; so the stream has to
     reveal the task. A test of an unknown or untaught task takes the norms as they are. A task that
-    comes again goes on with its own.
+    comes again goes on with its own; as long as none does, weights learn as they would without.
 
-    Nothing else is changed: weights learn as they would without. Behind a projection with
-    ``others = "learn"`` norms learn in every task, and old outputs stay as they were.
+    Behind a projection with ``others = "learn"`` norms learn in every task, and what the projection
+    protects stays where it was. Biases, thresholds and other parameters that are no weights are not
+    kept, and move old outputs then.
+
+    Refused beside methods that train old samples, begin anew, or stop norms from learning.
 
     Source: the scenario ``task`` in the code of Laborieux et al., Nature Communications 12:2549
     (2021); without this method it is their scenario ``domain``.
     """
 
     needs: ClassVar[Reveal] = Reveal.BOUNDARY | Reveal.TASK_ID_TRAIN | Reveal.TASK_ID_EVAL
+    keeps: ClassVar[str] = "norms"
 
     def start(self, context: Context) -> Method:
         """Return the running method."""
@@ -67,16 +71,19 @@ class _TaskNorms(Method):
 
     @torch.no_grad()
     def predict(self, x: Tensor, task: int | None) -> Tensor:
-        network, kept = self._network, self._kept.get(str(task), {})
+        network, kept = self._network, self._kept.get(str(task))
         generator = None
         if network.is_random:
-            generator = self._context.seeds.generator("task_norms-test")
-        now = {name: network.statistics()[name].clone() for name in kept if name not in self._names}
+            generator = self._context.seeds.generator("task_norms-test", event=len(self._kept))
+        if kept is None:
+            return network(x, generator=generator).logits  # type: ignore[no-any-return]
+        weights = {**network.weights(), **{name: kept[name] for name in self._names}}
+        now = {name: tensor.clone() for name, tensor in network.statistics().items()}
         network.set_statistics({name: kept[name] for name in now})
-        weights = {**network.weights(), **{name: kept[name] for name in self._names if kept}}
-        logits: Tensor = network(x, weights=weights, generator=generator).logits
-        network.set_statistics(now)
-        return logits
+        try:
+            return network(x, weights=weights, generator=generator).logits  # type: ignore[no-any-return]
+        finally:
+            network.set_statistics(now)
 
     def state_dict(self) -> State:
         return {"kept": {task: dict(norms) for task, norms in self._kept.items()}}

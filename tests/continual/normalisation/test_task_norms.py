@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from spikecl.continual import Gpm, TaskNorms
+from spikecl.continual import ExperienceReplay, Finetune, Gpm, JointTraining, TaskNorms, Trgp
 from spikecl.data.arrays import checked
 from spikecl.encoding import Encoder
-from spikecl.errors import PairingError
+from spikecl.errors import PairingError, UsageError
 from spikecl.learner import Learner, TrainPlan
 from spikecl.networks import Mlp, SpikingMlp
 from spikecl.neurons import LIF, Escape
@@ -62,10 +62,10 @@ def again(reveal=KNOWN):
     return Stream("again", {}, 0, reveal, 3, (8,), 3, events.__getitem__, tests)
 
 
-def learner_of(*methods, stream=None, network=NORMED, lr=0.2):
+def learner_of(*methods, stream=None, network=NORMED, lr=0.2, head="single"):
     return Learner(
         stream=stream or stream_of(),
-        network=network.build((8,), 3).double(),
+        network=network.build((8,), 3 * TASKS if head == "multi" else 3).double(),
         encoder=Once(),
         trainer=Bptt(),
         methods=methods,
@@ -73,6 +73,7 @@ def learner_of(*methods, stream=None, network=NORMED, lr=0.2):
         plan=TrainPlan(batch=BATCH, epochs=EPOCHS, evaluate="all"),
         seeds=Seeds(3),
         device=CPU,
+        head=head,
     )
 
 
@@ -215,6 +216,48 @@ def test_behind_a_projection_norms_learn_and_old_outputs_stay():
     assert float((now - old).abs().max()) > 1e-2
 
 
+def test_parameters_that_are_no_weights_move_old_outputs():
+    """So it is documented: norms alone are kept."""
+    biased = Mlp(hidden=(60, 60), norm="batch", bias=True)
+    gpm = Gpm(energy=1.0, growth=0.0, others="learn")
+    old, now = outputs_of_first(learner_of(TaskNorms(), gpm, network=biased))
+    assert float((now - old).abs().max()) > 1e-2
+
+
+def test_heads_of_tasks_have_their_norms_too():
+    learner = finished(learner_of(TaskNorms(), head="multi"))
+    expected = by_norms_of_tasks(learner)
+    np.testing.assert_array_equal(learner.scores.matrices()[0].final, expected)
+
+
+def by_norms_of_tasks(learner):
+    """Return accuracies of a network that takes up each task's norms, with that task's outputs."""
+    kept = learner.methods.methods["task_norms"].state_dict()["kept"]
+    network, found = learner.network, []
+    for task, test in enumerate(learner.stream.eval_sets.values()):
+        network.set_parameters(state_of(learner) | kept[str(task)])
+        loaded = test.samples.load()
+        outputs = network(loaded.x.double()[None]).logits[:, 3 * task : 3 * task + 3]
+        found.append(float((outputs.argmax(1) == loaded.y).double().mean()))
+    return found
+
+
+@pytest.mark.parametrize("event", [1, 2])
+def test_resumed_in_a_task_it_goes_on_as_it_would(event):
+    """In the second task, and in the first one that comes again."""
+    whole, saved = learner_of(TaskNorms(), stream=again()), None
+    for tick in whole.ticks():
+        if saved is None and tick.kind == "step" and tick.position.event == event:
+            saved = copy.deepcopy(whole.state_dict())
+    part = learner_of(TaskNorms(), stream=again())
+    part.load_state_dict(saved)
+    finished(part)
+    for name, value in state_of(whole).items():
+        assert torch.equal(state_of(part)[name], value), name
+    for a, b in zip(whole.scores.matrices(), part.scores.matrices(), strict=True):
+        np.testing.assert_array_equal(a.values, b.values)
+
+
 def test_random_neurons_answer_alike_each_time():
     neuron = LIF(beta=0.5, v_th=0.2, escape=Escape())
     spiking = SpikingMlp(hidden=(9,), norm="batch", neuron=neuron)
@@ -222,6 +265,14 @@ def test_random_neurons_answer_alike_each_time():
     method = learner.methods.methods["task_norms"]
     x = torch.rand(4, 5, 8, generator=torch.Generator().manual_seed(0)).double()
     assert torch.equal(method.predict(x, 0), method.predict(x, 0))
+
+
+def test_a_test_that_fails_leaves_the_network_as_it_is():
+    learner = finished(learner_of(TaskNorms()))
+    before, method = state_of(learner), learner.methods.methods["task_norms"]
+    with pytest.raises(UsageError):
+        method.predict(torch.rand(1, 5, 9).double(), 0)  # 9 features
+    assert all(torch.equal(before[name], now) for name, now in state_of(learner).items())
 
 
 # ---- bad input ----------------------------------------------------------------------------------
@@ -236,3 +287,22 @@ def test_a_network_without_norms_is_refused():
 def test_a_stream_that_hides_tasks_is_refused(hidden):
     with pytest.raises(PairingError, match="task_norms"):
         learner_of(TaskNorms(), stream=stream_of(KNOWN & ~hidden))
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (ExperienceReplay(capacity=6), "'task_norms' tests old tasks.*'er'"),
+        (Finetune(restart=True), "'task_norms'.*'finetune' with restart=true"),
+        (JointTraining(), "'task_norms'.*'joint' with restart=true"),
+        (JointTraining(restart=False), "'task_norms' tests old tasks.*'joint'"),
+        (Gpm(), "'gpm' with others='freeze'.*method.gpm.others='learn'"),
+        (Trgp(others="learn"), "'task_norms' and 'trgp' both answer"),
+    ],
+    ids=lambda each: "" if isinstance(each, str) else type(each).__name__,
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_what_would_make_its_copies_useless_is_refused(other, said, first):
+    pair = (TaskNorms(), other) if first else (other, TaskNorms())
+    with pytest.raises(PairingError, match=said):
+        learner_of(*pair, stream=stream_of(KNOWN | Reveal.OLD_DATA))

@@ -335,7 +335,7 @@ def test_a_resumed_run_is_the_same_run(name):
         if name in TIMED and path.startswith("hidden") and name != "triplet_stdp":
             assert float(weight.min()) >= 0 and float(weight.max()) <= 1
     if name in ("bcm", "reward_stdp"):
-        assert any(bool(v.any()) for v in whole._variables.values())
+        assert any(bool(v.any()) for v in whole.calls.variables.values())
     for state in states:
         again = learner_of(name)
         again.load_state_dict(state)
