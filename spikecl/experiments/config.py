@@ -111,7 +111,7 @@ OPTIONAL: dict[str, type[Any]] = {"export": ExportPlan}
 """Sections that are there or not; those that are not there are not part of a run's identity."""
 
 CHOICES: dict[str, Choice] = {
-    "stream": Choice(STREAMS, "permuted", ("experiences", "old_data")),
+    "stream": Choice(STREAMS, "permuted", ("experiences", "scenario", "old_data")),
     "network": Choice(NETWORKS, "spiking_mlp", ("hidden", "neuron")),
     "encoding": Choice(ENCODINGS, "direct", ("steps",)),
     "trainer": Choice(TRAINERS, "bptt"),
@@ -272,7 +272,7 @@ def config_schema() -> dict[str, Any]:
         name: dict[str, Any] = {"enum": list(names)}
         if section == "method":
             name = {"anyOf": [name, {"type": "array", "items": name, "minItems": 1}]}
-        common = {key: _first_property(schemas, key) for key in choice.common}
+        common = {key: _shared_property(schemas, key) for key in choice.common}
         properties = {"name": name, **common, **schemas}
         sections[section] = {
             "type": "object",
@@ -289,8 +289,13 @@ def config_schema() -> dict[str, Any]:
     return _hoist_definitions(schema)
 
 
-def _first_property(schemas: Mapping[str, Any], key: str) -> Any:
-    return next(s["properties"][key] for s in schemas.values() if key in s["properties"])
+def _shared_property(schemas: Mapping[str, Any], key: str) -> Any:
+    """Return what a key may be that several components have: what one of them at least takes."""
+    given = [s["properties"][key] for s in schemas.values() if key in s["properties"]]
+    kinds = [{k: v for k, v in each.items() if k != "default"} for each in given]
+    if all(kind == kinds[0] for kind in kinds):
+        return given[0]
+    return {"anyOf": [kind for i, kind in enumerate(kinds) if kind not in kinds[:i]]}
 
 
 def _hoist_definitions(schema: dict[str, Any]) -> dict[str, Any]:

@@ -12,13 +12,9 @@ from spikecl.data import Data
 from spikecl.errors import ConfigError, suggest
 from spikecl.seeds import Seeds
 from spikecl.streams.corruptions import Corrupt, Corruption
-from spikecl.streams.scenarios import StreamSpec
-from spikecl.streams.source import (
-    Source,
-    at_least_one,
-    domain_incremental,
-    every_class,
-)
+from spikecl.streams.reveal import DOMAIN_IL, Reveal
+from spikecl.streams.scenarios import SCENARIOS, Scenario, StreamSpec
+from spikecl.streams.source import Source, at_least_one, every_class, with_old
 from spikecl.streams.stream import Stream
 
 KINDS: tuple[Corruption, ...] = get_args(Corruption)
@@ -32,9 +28,9 @@ def domains(
     kinds: Sequence[Corruption] = FIVE,
     experiences: int | None = None,
     severity: int = 3,
+    reveal: Reveal = DOMAIN_IL,
     seed: int = 0,
     old_data: bool = False,
-    boundaries: bool = True,
 ) -> Stream:
     """Return a stream whose every experience shows all images corrupted in another way.
 
@@ -47,9 +43,9 @@ def domains(
         experiences: Number of experiences: the first of ``kinds``, which come again behind the
             last; ``None`` takes each once.
         severity: 1 (mild) to 5.
+        reveal: What learners may know.
         seed: Seed of the noise.
         old_data: Also reveal earlier training data.
-        boundaries: Reveal where an experience begins.
 
     Raises:
         ConfigError: Data that are no images, or an unknown corruption.
@@ -78,9 +74,9 @@ def domains(
         return [Corrupt(kind, severity, peak, each) for kind, each in zip(chosen, drawn)]
 
     parameters: dict[str, Any] = {"kinds": list(chosen), "severity": severity}
-    reveal = domain_incremental(old_data=old_data, boundaries=boundaries)
+    shown = with_old(reveal, old_data)
     return every_class(
-        "domains", source, seed, changes("train"), parameters, reveal, tests=changes("test")
+        "domains", source, seed, changes("train"), parameters, shown, tests=changes("test")
     )
 
 
@@ -94,15 +90,16 @@ class Domains(StreamSpec):
         experiences: Number of experiences; kinds come again behind the last. Without it each comes
             once.
         severity: 1 (mild) to 5.
+        scenario: ``domain`` reveals where an experience begins; ``task`` also which task a sample
+            belongs to, in training and in tests; ``free`` neither.
         old_data: Also reveal earlier training data.
-        boundaries: Reveal where an experience begins; without it the stream is task-free.
     """
 
     kinds: Kinds = FIVE
     experiences: PositiveInt | None = None
     severity: Annotated[int, Field(ge=1, le=5)] = 3
+    scenario: Scenario = "domain"
     old_data: bool = False
-    boundaries: bool = True
 
     def make(self, data: Data, seed: int) -> Stream:
         """Return the stream."""
@@ -111,7 +108,7 @@ class Domains(StreamSpec):
             kinds=self.kinds,
             experiences=self.experiences,
             severity=self.severity,
+            reveal=SCENARIOS[self.scenario],
             seed=seed,
             old_data=self.old_data,
-            boundaries=self.boundaries,
         )

@@ -17,18 +17,20 @@ from spikecl.errors import ConfigError
 from spikecl.registry import STREAMS
 from spikecl.seeds import Seeds
 from spikecl.streams.events import Experience, concatenate
-from spikecl.streams.reveal import CLASS_IL, TASK_FREE, TASK_IL, Reveal
+from spikecl.streams.reveal import CLASS_IL, DOMAIN_IL, TASK_FREE, TASK_IL, Reveal
 from spikecl.streams.source import (
     Source,
     at_least_one,
-    domain_incremental,
     every_class,
     stream_of,
+    with_old,
 )
 from spikecl.streams.stream import Stream
 from spikecl.streams.transforms import Permute, Rotate
 
-SCENARIOS = {"task": TASK_IL, "class": CLASS_IL, "free": TASK_FREE}
+SCENARIOS = {"task": TASK_IL, "class": CLASS_IL, "domain": DOMAIN_IL, "free": TASK_FREE}
+Scenario = Literal["domain", "task", "free"]
+"""What may be revealed of a stream whose experiences all have all classes."""
 
 
 class StreamSpec(ABC):
@@ -45,9 +47,9 @@ def permuted(
     data: Data,
     *,
     experiences: int = 10,
+    reveal: Reveal = DOMAIN_IL,
     seed: int = 0,
     old_data: bool = False,
-    boundaries: bool = True,
 ) -> Stream:
     """Return a stream whose every experience permutes the features in its own way.
 
@@ -63,17 +65,18 @@ def permuted(
         Permute(torch.randperm(size, generator=seeds.generator("stream", event=i)))
         for i in range(experiences)
     ]
-    reveal = domain_incremental(old_data=old_data, boundaries=boundaries)
-    return every_class("permuted", source, seed, transforms, {"experiences": experiences}, reveal)
+    parameters = {"experiences": experiences}
+    shown = with_old(reveal, old_data)
+    return every_class("permuted", source, seed, transforms, parameters, shown)
 
 
 def rotated(
     data: Data,
     *,
     degrees: Sequence[float] = (0, 45, 90, 135),
+    reveal: Reveal = DOMAIN_IL,
     seed: int = 0,
     old_data: bool = False,
-    boundaries: bool = True,
 ) -> Stream:
     """Return a stream whose experience i shows the images turned by ``degrees[i]``.
 
@@ -89,8 +92,8 @@ def rotated(
     source = Source(data)
     transforms = [Rotate(float(angle), data.temporal) for angle in degrees]
     parameters = {"degrees": [float(angle) for angle in degrees]}
-    reveal = domain_incremental(old_data=old_data, boundaries=boundaries)
-    return every_class("rotated", source, seed, transforms, parameters, reveal)
+    shown = with_old(reveal, old_data)
+    return every_class("rotated", source, seed, transforms, parameters, shown)
 
 
 def split_classes(
@@ -135,11 +138,7 @@ def split_classes(
             f"stream.experiences: got {experiences}, but {len(order)} classes come of the "
             f"{data.classes} of {data.name}; use 1 to {len(order)}"
         )
-    if old_data and Reveal.BOUNDARY not in reveal:
-        raise ConfigError(
-            "stream: old_data=true shows earlier experiences one by one, which scenario='free' "
-            "hides; use one of them"
-        )
+    shown = with_old(reveal, old_data)
     source = Source(data)
     classes = [tuple(c.tolist()) for c in torch.tensor(order).tensor_split(experiences)]
     index = [(_rows(source.train[1], c), _rows(source.test[1], c)) for c in classes]
@@ -153,7 +152,7 @@ def split_classes(
         "split_classes",
         source,
         seed,
-        reveal | Reveal.OLD_DATA if old_data else reveal,
+        shown,
         {"experiences": experiences, "order": order},
         classes=classes,
         index=index,
@@ -197,18 +196,24 @@ class Permuted(StreamSpec):
 
     Args:
         experiences: Number of experiences, each with a permutation of its own.
+        scenario: ``domain`` reveals where an experience begins; ``task`` also which task a sample
+            belongs to, in training and in tests; ``free`` neither.
         old_data: Also reveal earlier training data.
-        boundaries: Reveal where an experience begins; without it the stream is task-free.
     """
 
     experiences: PositiveInt = 10
+    scenario: Scenario = "domain"
     old_data: bool = False
-    boundaries: bool = True
 
     def make(self, data: Data, seed: int) -> Stream:
         """Return the stream."""
-        shown = {"old_data": self.old_data, "boundaries": self.boundaries}
-        return permuted(data, experiences=self.experiences, seed=seed, **shown)
+        return permuted(
+            data,
+            experiences=self.experiences,
+            reveal=SCENARIOS[self.scenario],
+            seed=seed,
+            old_data=self.old_data,
+        )
 
 
 @component
@@ -217,18 +222,24 @@ class Rotated(StreamSpec):
 
     Args:
         degrees: Angle of each experience, counter-clockwise; there are as many experiences.
+        scenario: ``domain`` reveals where an experience begins; ``task`` also which task a sample
+            belongs to, in training and in tests; ``free`` neither.
         old_data: Also reveal earlier training data.
-        boundaries: Reveal where an experience begins; without it the stream is task-free.
     """
 
     degrees: Floats = (0.0, 45.0, 90.0, 135.0)
+    scenario: Scenario = "domain"
     old_data: bool = False
-    boundaries: bool = True
 
     def make(self, data: Data, seed: int) -> Stream:
         """Return the stream."""
-        shown = {"old_data": self.old_data, "boundaries": self.boundaries}
-        return rotated(data, degrees=self.degrees, seed=seed, **shown)
+        return rotated(
+            data,
+            degrees=self.degrees,
+            reveal=SCENARIOS[self.scenario],
+            seed=seed,
+            old_data=self.old_data,
+        )
 
 
 @component

@@ -15,8 +15,9 @@ from spikecl.data import Data
 from spikecl.errors import ConfigError
 from spikecl.seeds import Seeds
 from spikecl.streams.events import Experience, Samples
-from spikecl.streams.scenarios import StreamSpec
-from spikecl.streams.source import Source, assembled, at_least_one, domain_incremental
+from spikecl.streams.reveal import TASK_FREE, Reveal
+from spikecl.streams.scenarios import SCENARIOS, StreamSpec
+from spikecl.streams.source import Source, assembled, at_least_one
 from spikecl.streams.stream import EvalSet, Stream
 
 SHORTEST = 0.1  # of the mean length: no shift comes sooner
@@ -29,8 +30,8 @@ def concept_shift(
     samples: int = 1000,
     rate: Literal["constant", "varying"] = "constant",
     swaps: int = 1,
+    reveal: Reveal = TASK_FREE,
     seed: int = 0,
-    boundaries: bool = False,
 ) -> Stream:
     """Return a stream in which pairs of classes exchange their labels, again and again.
 
@@ -51,8 +52,8 @@ def concept_shift(
         rate: Shifts after equally many samples, or after exponentially distributed numbers of them
             (at least a tenth of the mean).
         swaps: Pairs of labels exchanged at each shift.
+        reveal: What learners may know.
         seed: Seed of the pairs, lengths and orders.
-        boundaries: Reveal where a shift is.
 
     Raises:
         ConfigError: More pairs than there are classes for, or no samples.
@@ -89,7 +90,6 @@ def concept_shift(
         for i in range(experiences)
     }
     parameters = {"samples": samples, "rate": rate, "swaps": swaps}
-    reveal = domain_incremental(old_data=False, boundaries=boundaries)
     return assembled(
         "concept_shift", source, seed, reveal, parameters, experiences, make, eval_sets
     )
@@ -131,14 +131,14 @@ class ConceptShift(StreamSpec):
         rate: Shifts come after equally many samples (``constant``), or after exponentially
             distributed numbers of them (``varying``).
         swaps: Pairs of labels exchanged at each shift.
-        boundaries: Reveal where a shift is.
+        scenario: ``free`` reveals no shift, ``domain`` reveals where one is.
     """
 
     experiences: PositiveInt = 10
     samples: PositiveInt = 1000
     rate: Literal["constant", "varying"] = "constant"
     swaps: Annotated[int, Field(ge=1)] = 1
-    boundaries: bool = False
+    scenario: Literal["domain", "free"] = "free"
 
     def make(self, data: Data, seed: int) -> Stream:
         """Return the stream."""
@@ -148,6 +148,6 @@ class ConceptShift(StreamSpec):
             samples=self.samples,
             rate=self.rate,
             swaps=self.swaps,
+            reveal=SCENARIOS[self.scenario],
             seed=seed,
-            boundaries=self.boundaries,
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from spikecl.data import Data
 from spikecl.errors import ConfigError
 from spikecl.streams.events import Experience, Part, Samples, Transform
-from spikecl.streams.reveal import DOMAIN_IL, TASK_FREE, Reveal
+from spikecl.streams.reveal import Reveal
 from spikecl.streams.stream import EvalSet, Stream
 
 
@@ -120,15 +120,14 @@ def assembled(
     )
 
 
-def domain_incremental(*, old_data: bool, boundaries: bool) -> Reveal:
-    """Return what a stream reveals whose experiences all have all classes."""
-    shown = DOMAIN_IL if boundaries else TASK_FREE
-    if old_data and not boundaries:
+def with_old(reveal: Reveal, old_data: bool) -> Reveal:
+    """Return what a stream reveals that may show the data of earlier experiences too."""
+    if old_data and Reveal.BOUNDARY not in reveal:
         raise ConfigError(
-            "stream: old_data=true shows earlier experiences one by one, which boundaries=false "
+            "stream: old_data=true shows earlier experiences one by one, which scenario='free' "
             "hides; use one of them"
         )
-    return shown | Reveal.OLD_DATA if old_data else shown
+    return reveal | Reveal.OLD_DATA if old_data else reveal
 
 
 def at_least_one(experiences: int) -> None:

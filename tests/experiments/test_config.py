@@ -498,7 +498,14 @@ def test_the_schema_accepts_the_examples(validate, path):
     assert validate(tomllib.loads(path.read_text())) == []
 
 
-@pytest.mark.parametrize("table", [{}, RICH])
+SHARED = [  # keys that components share, each with values of its own
+    {"stream": {"name": "split_classes", "scenario": "class"}},
+    {"stream": {"scenario": "domain", "experiences": 3}},
+    {"encoding": {"steps": 4}},
+]
+
+
+@pytest.mark.parametrize("table", [{}, RICH, *SHARED])
 def test_the_schema_accepts_what_is_accepted(validate, table):
     assert validate(table) == []
     assert validate(parse_config(table).table()) == []
@@ -514,6 +521,7 @@ def test_the_schema_accepts_what_is_accepted(validate, table):
         {"method": {"name": "hlpo"}},
         {"method": {"name": []}},
         {"method": {"hlop": {"row": [1]}}},
+        {"stream": {"scenario": "clas"}},
         {"network": {"name": ["mlp"], "hidden": "x"}},
         {"network": {"hidden": ["a"]}},
         {"optimiser": {"lr": -1}},
@@ -538,6 +546,12 @@ def test_joint_training_is_a_method_of_the_configuration():
 
 
 # ---- known defects ------------------------------------------------------------------------------
+
+
+def test_a_scenario_that_a_stream_does_not_have():
+    told = refused({"stream": {"scenario": "class"}})
+    assert "stream.scenario" in told and "'domain', 'task' or 'free'" in told
+    assert "'joint' has no such" in refused({"stream": {"name": "joint", "scenario": "task"}})
 
 
 def test_a_component_table_that_is_no_table_is_told_so():

@@ -15,7 +15,7 @@ from spikecl.networks import SpikingMlp
 from spikecl.neurons import LIF
 from spikecl.optim import Sgd
 from spikecl.seeds import Seeds
-from spikecl.streams import permuted
+from spikecl.streams import DOMAIN_IL, TASK_FREE, permuted
 from spikecl.trainers import Bptt, Tbptt
 
 SHOWN = []
@@ -126,9 +126,9 @@ def test_progress_of_long_streams_shows_the_last_test_of_each_set():
     assert shown[4] == pytest.approx(v[4].mean())
 
 
-@pytest.mark.parametrize("boundaries", [True, False])
-def test_no_event_is_made_once_for_each_of_the_others(boundaries):
-    stream, made = permuted(load("digits"), experiences=12, seed=1, boundaries=boundaries), []
+@pytest.mark.parametrize("reveal", [DOMAIN_IL, TASK_FREE], ids=["domain", "free"])
+def test_no_event_is_made_once_for_each_of_the_others(reveal):
+    stream, made = permuted(load("digits"), experiences=12, seed=1, reveal=reveal), []
 
     def make(i):
         made.append(i)

@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from spikecl.data import checked
 from spikecl.errors import ConfigError
-from spikecl.streams import Domains, domains
+from spikecl.streams import TASK_FREE, Domains, domains
 from spikecl.streams.corruptions import SEVERITIES, Corrupt
 
 
@@ -116,5 +116,5 @@ def test_what_it_refuses():
         domains(data(), severity=6)
     with pytest.raises(ConfigError, match="needs images"):
         domains(data(shape=(36,)))
-    with pytest.raises(ConfigError, match="boundaries=false"):
-        domains(data(), old_data=True, boundaries=False)
+    with pytest.raises(ConfigError, match="scenario='free'"):
+        domains(data(), old_data=True, reveal=TASK_FREE)

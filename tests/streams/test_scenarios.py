@@ -11,7 +11,9 @@ from spikecl.errors import ConfigError
 from spikecl.streams import (
     CLASS_IL,
     DOMAIN_IL,
+    TASK_FREE,
     TASK_IL,
+    Domains,
     Joint,
     Permuted,
     Reveal,
@@ -328,13 +330,17 @@ def test_descriptions_are_checked(make):
         make()
 
 
-@pytest.mark.parametrize("spec", [Permuted, Rotated])
-def test_boundaries_can_be_hidden(spec):
-    free = spec(boundaries=False).make(data(), 0)
-    assert free.reveal == Reveal.LABELS
-    assert torch.equal(free[1].train.load().x, spec().make(data(), 0)[1].train.load().x)
-    with pytest.raises(ConfigError, match="old_data"):
-        spec(boundaries=False, old_data=True).make(data(), 0)
+@pytest.mark.parametrize("spec", [Permuted, Rotated, Domains])
+def test_a_scenario_changes_what_is_revealed_and_nothing_else(spec):
+    plain = spec().make(data(), 0)
+    for scenario, reveal in (("free", TASK_FREE), ("domain", DOMAIN_IL), ("task", TASK_IL)):
+        stream = spec(scenario=scenario).make(data(), 0)
+        assert stream.reveal == reveal
+        assert torch.equal(stream[1].train.load().x, plain[1].train.load().x)
+        assert (stream.fingerprint() == plain.fingerprint()) is (scenario == "domain")
+    assert spec(scenario="task", old_data=True).make(data(), 0).reveal == TASK_IL | Reveal.OLD_DATA
+    with pytest.raises(ConfigError, match="old_data.*scenario='free'"):
+        spec(scenario="free", old_data=True).make(data(), 0)
 
 
 def test_split_classes_can_hide_that_classes_are_new():

@@ -90,7 +90,7 @@ def test_boundaries_are_hidden_unless_told():
     assert Reveal.BOUNDARY not in stream.reveal
     with pytest.raises(HiddenFieldError):
         _ = stream.view(stream[1]).index
-    assert ConceptShift(boundaries=True).make(data(), 0).view(stream[1]).index == 1
+    assert ConceptShift(scenario="domain").make(data(), 0).view(stream[1]).index == 1
 
 
 @pytest.mark.parametrize("swaps", [0, 3])
