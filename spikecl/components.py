@@ -185,11 +185,24 @@ def _explain_one(item: dict[str, Any], where: str, cls: type[Any]) -> str:
         return f"unknown key {path}{suggest(str(item['loc'][-1]), known)}"
     if item["type"] in ("missing", "missing_argument"):
         return f"{path} is missing; give it a value"
-    message = item["msg"][0].lower() + item["msg"][1:]
+    message = _in_words(item)
     names = re.findall("'([^']+)'", str(item.get("ctx", {}).get("expected", "")))
     close = difflib.get_close_matches(str(item["input"]), names, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     return f"{path}: got {item['input']!r}; {message}{hint}"
+
+
+def _in_words(item: dict[str, Any]) -> str:
+    """Return what is allowed in place of a value, in the words of a configuration file."""
+    match item["type"]:
+        case "tuple_type":
+            given = item["input"]
+            number = isinstance(given, int | float) and not isinstance(given, bool)
+            return "write a list" + f", as in [{given}]" * number
+        case "too_short":
+            least = item["ctx"]["min_length"]
+            return f"write a list with {least} {'entry' if least == 1 else 'entries'} or more"
+    return str(item["msg"][0].lower() + item["msg"][1:])
 
 
 def _owner(cls: type[Any], path: tuple[object, ...]) -> type[Any]:

@@ -162,10 +162,14 @@ def test_a_number_or_one_for_each_is_refused_as_what_was_given(cls, key, value, 
 
 
 def test_no_entry_and_the_wrong_kind_are_told_apart():
-    with pytest.raises(ConfigError, match=r"^Gpm\.energy: got \(\); .* at least 1 item"):
+    with pytest.raises(ConfigError, match=r"^Gpm\.energy: got \(\); write a list with 1 entry or more$"):
         Gpm(energy=())
     with pytest.raises(ConfigError, match=r"^Gpm\.energy: got 'x'; .* a valid number$"):
         Gpm(energy="x")
+    with pytest.raises(ConfigError, match=r"^Hlop\.rows: got 2\.5; write a list, as in \[2\.5\]$"):
+        Hlop(rows=2.5)
+    with pytest.raises(ConfigError, match=r"^Hlop\.rows: got 'x'; write a list$"):
+        Hlop(rows="x")
 
 
 @quick
