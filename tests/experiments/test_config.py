@@ -259,7 +259,7 @@ def test_without_a_near_name_the_allowed_ones_are_listed():
         ("checkpoint", "keep", 0, "greater than or equal to 1"),
         ("stream", "experiences", 0, "greater than or equal to 1"),
         ("stream", "experiences", "3", "integer"),
-        ("network", "hidden", 8, "array"),
+        ("network", "hidden", 8, "write a list, as in [8]"),
         ("encoding", "steps", 0, "greater than or equal to 1"),
         ("optimiser", "lr", 0, "greater than 0"),
         ("optimiser", "lr", float("nan"), "finite"),

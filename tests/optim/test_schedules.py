@@ -149,7 +149,7 @@ def test_what_must_know_where_an_experience_ends():
     [
         (lambda: Step(at=(0.5, 0.2)), r"at must rise, got \[0.5, 0.2\]; sort it"),
         (lambda: Step(at=(0.5, 0.5)), "at must rise"),
-        (lambda: Step(at=()), "at least 1 item"),
+        (lambda: Step(at=()), "1 entry or more"),
         (lambda: Step(at=(1.0,)), "got 1.0; input should be less than 1"),
         (lambda: Step(factor=0.0), "got 0.0; input should be greater than 0"),
         (lambda: Linear(warmup=1.0), "got 1.0; input should be less than 1"),
