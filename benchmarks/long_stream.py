@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from results import FOLDER, write
-from rows import Row, figures, measured, rows_of
+from rows import Row, bimu, figures, measured, mesu, rows_of
 
 from spikecl.experiments.result import RunResult
 
@@ -52,28 +52,8 @@ ROWS: dict[str, Row] = {
         ("method.name=benna_fusi",),
         (("method.benna_fusi.g=0.003",), ("method.benna_fusi.g=0.03",)),
     ),
-    "mesu": Row(
-        "MESU",
-        ("method.name=mesu",),
-        tuple(
-            (f"method.mesu.prior={prior}", f"method.mesu.window={window}")
-            for prior in (0.1, 0.2)
-            for window in WINDOWS
-        ),
-        rates=(0.1,),
-        note="it has no learning rate: thresholds and norms, which would take it, do not learn",
-    ),
-    "bimu": Row(
-        "BiMU, binary synapses",
-        ("method.name=bimu", "network.spiking_mlp.binary=fixed", "optimiser.name=adam"),
-        tuple(
-            (f"method.bimu.likelihood={likelihood}", f"method.bimu.window={window}")
-            for likelihood in (1000.0, 3000.0)
-            for window in WINDOWS
-        ),
-        rates=(0.001,),
-        note="it has no learning rate but its own",
-    ),
+    "mesu": mesu(WINDOWS),
+    "bimu": bimu(WINDOWS),
     "inhibition": Row(
         "inhibition, decaying",
         ("method.name=inhibition",),

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from results import FOLDER, write
-from rows import Row, figures, measured, rows_of
+from rows import BINARY, Row, bimu, figures, measured, mesu, rows_of
 
 FIRST_SEED, ALL = 11, 60_000
 TRIAL_TASKS, TRIAL_SAMPLES = 5, 30_000
@@ -99,9 +99,9 @@ ROWS: dict[str, Row] = {
     ),
 }
 
-BINARY = ("network.spiking_mlp.binary=fixed", "optimiser.name=adam")
 THRESHOLDS = ('network.spiking_mlp.learns=["v_th"]', "network.spiking_mlp.per_neuron=true")
 SLOW = (0.001, 0.003, 0.01)  # for Adam
+WINDOWS = (3000.0, 10000.0, 100000.0)  # batches; the last forgets nothing
 SYNAPSES: dict[str, Row] = {
     "ewc": Row(
         "EWC",
@@ -132,28 +132,8 @@ SYNAPSES: dict[str, Row] = {
         ("method.name=tacos",),
         (("method.tacos.beta=0.0",), ("method.tacos.beta=0.001",)),
     ),
-    "mesu": Row(
-        "MESU",
-        ("method.name=mesu",),
-        tuple(
-            (f"method.mesu.prior={prior}", f"method.mesu.window={window}")
-            for prior in (0.1, 0.2)
-            for window in (3000.0, 10000.0, 100000.0)
-        ),
-        rates=(0.1,),
-        note="it has no learning rate: thresholds and norms, which would take it, do not learn",
-    ),
-    "bimu": Row(
-        "BiMU, binary synapses",
-        ("method.name=bimu", *BINARY),
-        tuple(
-            (f"method.bimu.likelihood={likelihood}", f"method.bimu.window={window}")
-            for likelihood in (1000.0, 3000.0)
-            for window in (3000.0, 10000.0, 100000.0)
-        ),
-        rates=(0.001,),
-        note="it has no learning rate but its own",
-    ),
+    "mesu": mesu(WINDOWS),
+    "bimu": bimu(WINDOWS),
     "threshold_hlop": Row(
         "thresholds that find their set point, and HLOP",
         ('method.name=["threshold", "hlop"]', WIDE, *THRESHOLDS),

@@ -59,6 +59,39 @@ class Row:
         return [each.replace("TASKS", str(tasks - 1)) for each in self.settings]
 
 
+BINARY = ("network.spiking_mlp.binary=fixed", "optimiser.name=adam")
+
+
+def mesu(windows: Sequence[float]) -> Row:
+    """Return the row of MESU, with windows in batches."""
+    return Row(
+        "MESU",
+        ("method.name=mesu",),
+        tuple(
+            (f"method.mesu.prior={prior}", f"method.mesu.window={window}")
+            for prior in (0.1, 0.2)
+            for window in windows
+        ),
+        rates=(0.1,),
+        note="it has no learning rate: thresholds and norms, which would take it, do not learn",
+    )
+
+
+def bimu(windows: Sequence[float]) -> Row:
+    """Return the row of BiMU, with windows in batches."""
+    return Row(
+        "BiMU, binary synapses",
+        ("method.name=bimu", *BINARY),
+        tuple(
+            (f"method.bimu.likelihood={likelihood}", f"method.bimu.window={window}")
+            for likelihood in (1000.0, 3000.0)
+            for window in windows
+        ),
+        rates=(0.001,),
+        note="it has no learning rate but its own",
+    )
+
+
 def measured(
     row: Row,
     config: Path,
