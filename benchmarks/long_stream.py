@@ -34,7 +34,6 @@ CONFIG = Path(__file__).parent.parent / "examples" / "long_stream.toml"
 TASKS, TRIAL_TASKS, LAST, EARLY = 200, 40, 5, 50
 RATES = (0.03, 0.1, 0.3)
 SIX = (0.01, 0.03, 0.06, 0.1, 0.2, 0.4)
-WINDOWS = (1000.0, 3000.0, 10_000.0)  # batches: 10, 30 and 100 tasks
 ROWS: dict[str, Row] = {
     "finetune": Row("fine-tuning", ("method.name=finetune",), rates=SIX),
     "ewc": Row(
@@ -52,8 +51,8 @@ ROWS: dict[str, Row] = {
         ("method.name=benna_fusi",),
         (("method.benna_fusi.g=0.003",), ("method.benna_fusi.g=0.03",)),
     ),
-    "mesu": mesu(WINDOWS),
-    "bimu": bimu(WINDOWS),
+    "mesu": mesu((3000.0, 10_000.0, 30_000.0)),
+    "bimu": bimu((1000.0, 3000.0, 10_000.0), (300.0, 1000.0)),
     "inhibition": Row(
         "inhibition, decaying",
         ("method.name=inhibition",),

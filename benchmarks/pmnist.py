@@ -133,7 +133,7 @@ SYNAPSES: dict[str, Row] = {
         (("method.tacos.beta=0.0",), ("method.tacos.beta=0.001",)),
     ),
     "mesu": mesu(WINDOWS),
-    "bimu": bimu(WINDOWS),
+    "bimu": bimu(WINDOWS, (3000.0, 10000.0)),
     "threshold_hlop": Row(
         "thresholds that find their set point, and HLOP",
         ('method.name=["threshold", "hlop"]', WIDE, *THRESHOLDS),

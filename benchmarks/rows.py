@@ -66,10 +66,10 @@ def mesu(windows: Sequence[float]) -> Row:
     """Return the row of MESU, with windows in batches."""
     return Row(
         "MESU",
-        ("method.name=mesu",),
+        ("method.name=mesu", "method.mesu.prior=0.1"),
         tuple(
-            (f"method.mesu.prior={prior}", f"method.mesu.window={window}")
-            for prior in (0.1, 0.2)
+            (f"method.mesu.width={width}", f"method.mesu.window={window}")
+            for width in (1.0, 1.4)
             for window in windows
         ),
         rates=(0.1,),
@@ -77,14 +77,14 @@ def mesu(windows: Sequence[float]) -> Row:
     )
 
 
-def bimu(windows: Sequence[float]) -> Row:
-    """Return the row of BiMU, with windows in batches."""
+def bimu(windows: Sequence[float], likelihoods: Sequence[float]) -> Row:
+    """Return the row of BiMU, with windows in batches and weights of the likelihood."""
     return Row(
         "BiMU, binary synapses",
         ("method.name=bimu", *BINARY),
         tuple(
             (f"method.bimu.likelihood={likelihood}", f"method.bimu.window={window}")
-            for likelihood in (1000.0, 3000.0)
+            for likelihood in likelihoods
             for window in windows
         ),
         rates=(0.001,),
