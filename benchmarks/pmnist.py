@@ -100,21 +100,23 @@ ROWS: dict[str, Row] = {
 }
 
 THRESHOLDS = ('network.spiking_mlp.learns=["v_th"]', "network.spiking_mlp.per_neuron=true")
-SLOW = (0.001, 0.003, 0.01)  # for Adam
+SLOW = (0.0001, 0.0003, 0.001)  # for Adam
 WINDOWS = (3000.0, 10000.0, 100000.0)  # batches; the last forgets nothing
 SYNAPSES: dict[str, Row] = {
     "ewc": Row(
         "EWC",
         ("method.name=ewc", "method.ewc.step=implicit"),
-        (("method.ewc.strength=30.0",), ("method.ewc.strength=300.0",)),
+        (("method.ewc.strength=100.0",), ("method.ewc.strength=300.0",)),
+        rates=FAST,
     ),
     "si": Row(
-        "SI", ("method.name=si",), (("method.si.strength=0.1",), ("method.si.strength=0.3",))
+        "SI", ("method.name=si",), (("method.si.strength=1.0",), ("method.si.strength=3.0",))
     ),
     "mas": Row(
         "MAS",
         ("method.name=mas", "method.mas.step=implicit"),
-        (("method.mas.strength=0.01",), ("method.mas.strength=0.1",)),
+        (("method.mas.strength=0.1",), ("method.mas.strength=1.0",)),
+        rates=FAST,
     ),
     "laborieux": Row(
         "hidden weights (Laborieux), binary synapses",
@@ -125,19 +127,21 @@ SYNAPSES: dict[str, Row] = {
     "benna_fusi": Row(
         "Benna-Fusi chain",
         ("method.name=benna_fusi",),
-        (("method.benna_fusi.g=0.003",), ("method.benna_fusi.g=0.03",)),
+        (("method.benna_fusi.g=0.0003",), ("method.benna_fusi.g=0.003",)),
     ),
     "tacos": Row(
         "TACOS",
         ("method.name=tacos",),
-        (("method.tacos.beta=0.0",), ("method.tacos.beta=0.001",)),
+        (("method.tacos.beta=0.001",), ("method.tacos.beta=0.01",)),
+        rates=FAST,
     ),
     "mesu": mesu(WINDOWS),
     "bimu": bimu(WINDOWS, (3000.0, 10000.0)),
     "threshold_hlop": Row(
         "thresholds that find their set point, and HLOP",
         ('method.name=["threshold", "hlop"]', WIDE, *THRESHOLDS),
-        (("method.threshold.rate=0.001",), ("method.threshold.rate=0.01",)),
+        (("method.threshold.rate=0.0003",), ("method.threshold.rate=0.001",)),
+        rates=FAST,
     ),
     "inhibition_si": Row(
         "inhibition and SI",
