@@ -32,8 +32,8 @@ from spikecl.experiments.result import RunResult
 
 CONFIG = Path(__file__).parent.parent / "examples" / "long_stream.toml"
 TASKS, TRIAL_TASKS, LAST, EARLY = 200, 40, 5, 50
-RATES = (0.03, 0.1, 0.3)
-SIX = (0.01, 0.03, 0.06, 0.1, 0.2, 0.4)
+RATES = (0.003, 0.01, 0.03)  # slow ones keep more
+SIX = (0.003, 0.006, 0.01, 0.03, 0.1, 0.3)
 ROWS: dict[str, Row] = {
     "finetune": Row("fine-tuning", ("method.name=finetune",), rates=SIX),
     "ewc": Row(
@@ -44,19 +44,20 @@ ROWS: dict[str, Row] = {
             "method.ewc.gamma=0.9",
             "method.ewc.step=implicit",
         ),
-        (("method.ewc.strength=10",), ("method.ewc.strength=100",)),
+        (("method.ewc.strength=1",), ("method.ewc.strength=10",)),
     ),
     "benna_fusi": Row(
         "Benna-Fusi chain",
         ("method.name=benna_fusi",),
-        (("method.benna_fusi.g=0.003",), ("method.benna_fusi.g=0.03",)),
+        (("method.benna_fusi.g=0.0003",), ("method.benna_fusi.g=0.003",)),
     ),
-    "mesu": mesu((3000.0, 10_000.0, 30_000.0)),
-    "bimu": bimu((1000.0, 3000.0, 10_000.0), (300.0, 1000.0)),
+    "mesu": mesu((10_000.0, 30_000.0, 100_000.0)),
+    "bimu": bimu((1000.0, 10_000.0), (30.0, 100.0, 300.0)),
     "inhibition": Row(
         "inhibition, decaying",
         ("method.name=inhibition",),
         (("method.inhibition.decay=0.8",), ("method.inhibition.decay=0.95",)),
+        rates=(0.03, 0.1, 0.3),
     ),
 }
 

@@ -110,12 +110,15 @@ SYNAPSES: dict[str, Row] = {
         rates=FAST,
     ),
     "si": Row(
-        "SI", ("method.name=si",), (("method.si.strength=1.0",), ("method.si.strength=3.0",))
+        "SI",
+        ("method.name=si", "method.si.step=implicit"),
+        (("method.si.strength=3.0",), ("method.si.strength=10.0",)),
+        rates=FAST,
     ),
     "mas": Row(
         "MAS",
         ("method.name=mas", "method.mas.step=implicit"),
-        (("method.mas.strength=0.1",), ("method.mas.strength=1.0",)),
+        (("method.mas.strength=0.03",), ("method.mas.strength=0.1",)),
         rates=FAST,
     ),
     "laborieux": Row(
@@ -132,7 +135,7 @@ SYNAPSES: dict[str, Row] = {
     "tacos": Row(
         "TACOS",
         ("method.name=tacos",),
-        (("method.tacos.beta=0.001",), ("method.tacos.beta=0.01",)),
+        (("method.tacos.beta=0.0",), ("method.tacos.beta=0.001",)),
         rates=FAST,
     ),
     "mesu": mesu(WINDOWS),
@@ -145,8 +148,12 @@ SYNAPSES: dict[str, Row] = {
     ),
     "inhibition_si": Row(
         "inhibition and SI",
-        ('method.name=["inhibition", "si"]', "method.inhibition.alpha=0.5"),
-        (("method.si.strength=0.03",), ("method.si.strength=0.1",)),
+        (
+            'method.name=["inhibition", "si"]',
+            "method.inhibition.alpha=0.5",
+            "method.si.step=implicit",
+        ),
+        (("method.si.strength=0.3",), ("method.si.strength=3.0",)),
         rates=SOFT,
     ),
 }
