@@ -485,7 +485,7 @@ def test_debug_gives_a_traceback_and_nothing_else_does(config, tmp_path):
         ("method.name=[]", ("method.name: got []", "list")),
         ("method.name=joint", ("'joint' needs old_data", "'permuted-toy' hides")),
         ("stream.name=permutted", ("unknown stream 'permutted'", "'permuted'")),
-        ("network.hidden=[]", ("network.hidden", "at least 1")),
+        ("network.hidden=[]", ("network.hidden", "1 entry or more")),
         ("network.hidden=[0]", ("network.hidden", "greater than or equal to 1")),
         ("run.device=cuda", ("run.device: got 'cuda'", "'cpu'")),
     ],
