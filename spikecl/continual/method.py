@@ -93,11 +93,16 @@ class Method:
         own: What its ``update`` brings beside a part of the optimiser's step, in words: nobody
             may multiply that.
         room: How many contexts it has room for; ``None`` is any number.
+        writes: Whether it changes weights beside ``update``, which nobody can hold still then.
+        remembers: Whether it goes on from what it keeps of old weights, so that nobody may begin
+            anew; projections and methods with importances do without being asked.
     """
 
     gathers: str = ""
     own: str = ""
     room: int | None = None
+    writes: bool = False
+    remembers: bool = False
 
     def begin(self, view: LearnerView) -> None:
         """A new experience begins (once per run when boundaries are hidden)."""

@@ -27,6 +27,7 @@ from spikecl.learner.host import LearnerHost
 from spikecl.learner.inputs import Inputs
 from spikecl.learner.pairing import (
     check_average,
+    check_draws,
     check_experiences,
     check_input,
     check_loss,
@@ -35,7 +36,9 @@ from spikecl.learner.pairing import (
     check_network,
     check_pairings,
     check_rehearsal,
+    check_restart,
     check_schedule,
+    check_still,
     check_time,
 )
 from spikecl.learner.plan import ExportPlan, Initial, Position, Tick, TrainPlan
@@ -43,7 +46,7 @@ from spikecl.learner.scores import Scores
 from spikecl.learner.statistics import first_statistics
 from spikecl.learner.training import Training
 from spikecl.learner.window import WINDOW
-from spikecl.networks import Network, initialise
+from spikecl.networks import BatchNorm, Layer, Network, initialise
 from spikecl.networks.build import Head
 from spikecl.optim import Optimiser, OptimiserSpec
 from spikecl.seeds import Seeds
@@ -127,6 +130,10 @@ class Learner:
             at=self.at,
         )
         self.training = Training(self.calls, optimiser, learning=learning(network), plan=plan)
+        for layer in network.layers.values():
+            assert isinstance(layer, Layer)
+            if isinstance(layer.norm, BatchNorm):
+                layer.norm.held = False  # by whoever had the network before
         if initial == "drawn":
             initialise(network, seeds)
         network.to(device)
@@ -141,6 +148,9 @@ class Learner:
         self.methods = Composition(methods, context)
         check_rehearsal(self.methods, methods)
         check_measures(self.methods)
+        check_restart(self.methods, methods)
+        check_still(self.methods)
+        check_draws(self.methods)
         check_experiences(stream, self.methods)
         check_membrane(stream, plan, self.methods)
         self.training.compose(self.methods)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from spikecl.continual.compose import Composition, check_slots, method_name
 from spikecl.continual.importance.importance import Measure
-from spikecl.continual.metaplasticity.sampled import Voting
+from spikecl.continual.metaplasticity.sampled import Sampled, Voting
 from spikecl.continual.method import MethodSpec, check_reveal, overrides
-from spikecl.continual.projection.protection import ProjectUpdates
+from spikecl.continual.projection.protection import ProjectFactors, ProjectUpdates
 from spikecl.encoding import Encoder, FirstSpike, Loss, PopulationDecoder
 from spikecl.errors import ConfigError, PairingError, RunError, UsageError
 from spikecl.learner.plan import TrainPlan
@@ -33,7 +33,6 @@ def check_pairings(stream: Stream, trainer: Trainer, methods: Sequence[MethodSpe
     for spec in methods:
         check_reveal("method", method_name(spec), spec.needs, stream.name, stream.reveal)
     check_slots(methods)
-    check_restart(methods)
     check_kept(methods)
     if any(isinstance(event, Unlearn) for event in stream):
         deaf = [method_name(spec) for spec in methods if "unlearn" not in spec.offers]
@@ -47,16 +46,52 @@ def check_pairings(stream: Stream, trainer: Trainer, methods: Sequence[MethodSpe
             check_reveal("method", method_name(spec), needs, stream.name, stream.reveal)
 
 
-def check_restart(methods: Sequence[MethodSpec]) -> None:
-    """Refuse to begin anew where another method protects what was learned."""
-    anew = [method_name(spec) for spec in methods if getattr(spec, "restart", False)]
-    held = [method_name(spec) for spec in methods if spec.slot == "projection"]
+def check_restart(methods: Composition, specs: Sequence[MethodSpec]) -> None:
+    """Refuse to begin anew where another method goes on from what it keeps of old weights."""
+    anew = [method_name(spec) for spec in specs if getattr(spec, "restart", False)]
+    held = [
+        name
+        for name, m in methods.methods.items()
+        if m.remembers or isinstance(m, Measure | ProjectFactors)
+    ]
     if anew and held:
         raise PairingError(
             f"method '{anew[0]}' with restart=true begins each experience from the initial "
-            f"weights, and method '{held[0]}' protects what they learned before; use "
-            "restart=false, or one of the two alone"
+            f"weights, and method '{held[0]}' protects, or goes on from, what they learned before; "
+            f"set method.{anew[0]}.restart=false, or use one of the two alone"
         )
+
+
+def check_still(methods: Composition) -> None:
+    """Refuse to write weights that another method holds still."""
+    running = methods.methods.items()
+    writing = [name for name, m in running if m.writes]
+    holding = [name for name, m in running if overrides(m, "still")]
+    if writing and holding:
+        raise PairingError(
+            f"method '{holding[0]}' holds weights still, and method '{writing[0]}' changes them "
+            "beside the update, where nothing holds them; leave one of the two out"
+        )
+
+
+def check_draws(methods: Composition) -> None:
+    """Refuse to draw weights over what another method made of them, or passes that leave it out."""
+    changing = [name for name, m in methods.methods.items() if overrides(m, "weights")]
+    for place, name in enumerate(changing):
+        method = methods.methods[name]
+        if not isinstance(method, Sampled):
+            continue
+        if place:
+            raise PairingError(
+                f"method '{name}' draws weights anew, and what method '{changing[0]}' made of them "
+                "would get lost; leave one of the two out"
+            )
+        if method.passes > 1 and changing[1:]:
+            raise PairingError(
+                f"method '{name}' with samples={method.passes} asks for passes of its own, and "
+                f"what method '{changing[1]}' makes of weights would be in the first alone; set "
+                f"method.{name}.samples=1, or leave one of the two out"
+            )
 
 
 def check_kept(methods: Sequence[MethodSpec]) -> None:

@@ -16,7 +16,9 @@ LABELS |= {"gate": "gate"}
 _MEDIAN = 3  # of the quantiles that a report has
 
 
-def plot_distribution(record: RunRecord, path: str, quantity: str, ax: Axes) -> None:
+def plot_distribution(
+    record: RunRecord, path: str, quantity: str, ax: Axes, *, method: str | None = None
+) -> None:
     """Draw how a quantity of a layer's neurons is spread after each event.
 
     The line is the median; half of the neurons are in the dark band, nine in ten in the light one,
@@ -27,12 +29,17 @@ def plot_distribution(record: RunRecord, path: str, quantity: str, ax: Axes) -> 
         path: Layer, or synapse.
         quantity: What that method reports: ``rate``, ``threshold``, ``weight_sum``, ``gate``.
         ax: Where to draw.
+        method: Whose report; of several that have the quantity it is the last one's without.
 
     Raises:
         RunError: No method reports distributions.
-        UsageError: None of this layer, or of this quantity.
+        UsageError: None of this method, this layer, or this quantity.
     """
-    found = _distributions(record)
+    by_method = _distributions(record)
+    if method is not None and by_method and method not in by_method:
+        raise UsageError(f"no distributions of method '{method}'{suggest(method, by_method)}")
+    given = [by_method[method]] if method in by_method else by_method.values()
+    found = {key: said for each in given for key, said in each.items()}
     if not found:
         raise RunError(
             f"run {record.id} has no distributions; run it with a method that reports them, such "
@@ -55,16 +62,17 @@ def plot_distribution(record: RunRecord, path: str, quantity: str, ax: Axes) -> 
     ax.set(xlabel="event", ylabel=LABELS.get(quantity, quantity), xticks=x[:: 1 + len(x) // 10])
 
 
-def _distributions(record: RunRecord) -> dict[tuple[str, str], dict[int, dict[str, Any]]]:
-    """Return what methods reported by layer and quantity, then by event; the last method counts."""
-    found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+def _distributions(record: RunRecord) -> dict[str, dict[tuple[str, str], dict[int, Any]]]:
+    """Return what was reported by method, then by layer and quantity, then by event."""
+    found: dict[str, dict[tuple[str, str], dict[int, Any]]] = {}
     for row in record.steps():
         if row["phase"] != "report" or not isinstance(row["value"], dict):
             continue
         for path, values in row["value"].items():
             for name, value in values.items() if isinstance(values, dict) else ():
                 if isinstance(value, dict) and "quantiles" in value:
-                    found.setdefault((path, name), {})[row["event"]] = value
+                    own = found.setdefault(row["metric"], {})
+                    own.setdefault((path, name), {})[row["event"]] = value
     return found
 
 

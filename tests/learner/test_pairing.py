@@ -8,7 +8,27 @@ import pytest
 import torch
 from torch.nn import functional
 
-from spikecl.continual import Cuber, Finetune, Gpm, Hlop, Inhibition, JointTraining, Trgp
+from spikecl.continual import (
+    BennaFusi,
+    Bimu,
+    Cascade,
+    Cuber,
+    Finetune,
+    FiringRates,
+    Gpm,
+    HalfFineTuning,
+    Hlop,
+    Inhibition,
+    JointTraining,
+    Laborieux,
+    Need,
+    Scaling,
+    Sleep,
+    Tacos,
+    Threshold,
+    Trgp,
+)
+from spikecl.continual.compose import method_name
 from spikecl.continual.homeostasis.dendrites import Dendrites
 from spikecl.continual.homeostasis.gating import Gating
 from spikecl.continual.importance.ewc import Ewc
@@ -68,10 +88,19 @@ def learner_of(
     output=None,
     methods=(),
     hidden=(7,),
+    learns=(),
+    per_neuron=False,
+    binary="none",
     **plan,
 ):
     network = SpikingMlp(
-        hidden=hidden, neuron=LIF(beta=0.5, v_th=0.2), readout=readout, output=output
+        hidden=hidden,
+        neuron=LIF(beta=0.5, v_th=0.2),
+        readout=readout,
+        output=output,
+        learns=learns,
+        per_neuron=per_neuron,
+        binary=binary,
     ).build((N,), CLASSES)
     return Learner(
         stream=stream,
@@ -190,8 +219,44 @@ def test_old_samples_are_not_trained_with_weights_of_another_task(method, old):
 def test_what_begins_anew_leaves_nothing_to_protect(anew, method):
     stream = replace(stream_of(8, 4), reveal=KNOWN)
     learner_of(stream, methods=(anew(restart=False), method))
-    with pytest.raises(PairingError, match="with restart=true begins.*protects what they learned"):
+    with pytest.raises(PairingError, match="with restart=true begins.*protects, or goes on from"):
         learner_of(stream, methods=(anew(restart=True), method))
+
+
+REMEMBERING = [
+    Ewc(),
+    L2(),
+    Mas(),
+    Si(),
+    BennaFusi(),
+    Tacos(),
+    Mesu(),
+    Scaling(),
+    Sleep(),
+    Threshold(),
+] + [Gating(), Dendrites(), Cascade()]
+FORGETTING = [ExperienceReplay(), FiringRates(), HalfFineTuning(), Laborieux(), Bimu(), Need()]
+
+
+@pytest.mark.parametrize("method", REMEMBERING, ids=method_name)
+def test_nothing_goes_on_from_weights_that_are_drawn_anew(method):
+    stream, name = stream_of(8, 4).with_reveal(KNOWN), method_name(method)
+    options = {"binary": "fixed"} if isinstance(method, Cascade) else {}
+    if isinstance(method, Threshold):
+        options = {"learns": ("v_th",), "per_neuron": True}
+    contexts = isinstance(method, Gating | Dendrites)  # which nothing old is trained beside
+    for anew in (Finetune(restart=True), *(() if contexts else (JointTraining(),))):
+        own = method_name(anew)
+        with pytest.raises(PairingError, match=f"'{own}' with.*'{name}'.*method.{own}.restart"):
+            learner_of(stream, methods=(anew, method), **options)
+        learner_of(stream, methods=(replace(anew, restart=False), method), **options)
+
+
+@pytest.mark.parametrize("method", FORGETTING, ids=method_name)
+def test_what_keeps_nothing_of_weights_may_begin_anew(method):
+    stream = stream_of(8, 4).with_reveal(KNOWN | Reveal.LABELS)
+    binary = "fixed" if isinstance(method, Laborieux | Bimu) else "none"
+    list(learner_of(stream, methods=(Finetune(restart=True), method), binary=binary).ticks())
 
 
 def test_a_wait_that_never_ends_is_no_silent_success():

@@ -54,6 +54,24 @@ def test_quantiles_are_lines_and_bands_over_events(kept_run):
     np.testing.assert_allclose(ax.lines[2].get_ydata(), [0.125, 0.375, 0.625], rtol=1e-6)
 
 
+def test_one_method_does_not_hide_another(kept_run):
+    record = kept_run()
+    rows = [json.loads(line) for line in (record.path / "steps.jsonl").read_text().splitlines()]
+    for row in [r for r in rows if r["metric"] == "threshold"]:
+        value = {"hidden1": {"rate": distribution(torch.full((5,), 7.0 + row["event"]))}}
+        rows.insert(rows.index(row) + 1, {**row, "metric": "sleep", "value": value})
+    (record.path / "steps.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    median = {}
+    for method in ("threshold", "sleep", None):
+        ax = Figure().subplots()
+        plots.plot_distribution(record, "hidden1", "rate", ax, method=method)
+        median[method] = ax.lines[2].get_ydata().tolist()
+    assert median["sleep"] == median[None] == [7, 8, 9]
+    np.testing.assert_allclose(median["threshold"], [0.125, 0.375, 0.625], rtol=1e-6)
+    with pytest.raises(UsageError, match="method 'slep'; did you mean 'sleep'"):
+        plots.plot_distribution(record, "hidden1", "rate", ax, method="slep")
+
+
 def test_the_learning_rate_is_a_curve_over_steps(kept_run):
     ax = drawn(plots.plot_learning_rate, kept_run())
     x, y = ax.lines[1].get_data()

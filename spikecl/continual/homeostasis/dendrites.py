@@ -66,6 +66,7 @@ class Dendrites(MethodSpec):
 
 
 class _Dendrites(Method):
+    remembers = True
     gathers = "the mean input of their context"
 
     def __init__(self, spec: Dendrites, context: Context, sizes: dict[str, int]):

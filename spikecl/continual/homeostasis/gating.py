@@ -18,6 +18,7 @@ from spikecl.continual.homeostasis.contexts import (
     sources,
 )
 from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors
+from spikecl.errors import PairingError
 from spikecl.storage import State, nbytes
 from spikecl.streams import LearnerView, Reveal
 
@@ -38,11 +39,12 @@ class Gating(MethodSpec):
     For a context with gates ``g`` in {0, 1} of each layer, drawn once::
 
         currents  W (g_below * z)             of every synapse that listens to a hidden layer
-        update    dW_ij g_i g_below_j         biases and parameters of neurons: g_i
+        update    dW_ij g_i g_below_j         biases, norms and parameters of neurons: g_i
 
     so two contexts that share no unit share no weight: neither forgets by the other. Parameters
-    that have no unit of their own (a bias of a readout that tasks share, one threshold of a layer,
-    norms) learn in the first context alone. With ``share=0`` the method does nothing at all.
+    that have no unit of their own (a bias of a readout that tasks share, one threshold of a layer)
+    learn in the first context alone. Running statistics of norms stand still where parameters do.
+    With ``share=0`` the method does nothing at all.
 
     A test is answered in the context of its task where that is revealed, otherwise in that whose
     mean input is nearest, sample by sample.
@@ -74,6 +76,7 @@ class Gating(MethodSpec):
 
 
 class _Gating(Method):
+    remembers = True  # whose units are whose
     gathers = "the mean input of their context"
 
     def __init__(self, spec: Gating, context: Context, sizes: dict[str, int]):
@@ -82,6 +85,14 @@ class _Gating(Method):
         self._gates: list[dict[str, Tensor]] = []
         self._listens = sources(context)
         self._apart, self._last = context.host.apart, list(context.network.layers)[-1]
+        self._statistics: dict[str, Tensor] = {}  # before the present step
+        for name, statistic in context.network.statistics().items():
+            own = sizes.get(name.split(".")[0])
+            if own is not None and len(statistic.view(-1)) != own:
+                raise PairingError(
+                    f"method 'gating' leaves what belongs to silent units as it is, and '{name}' "
+                    "has no number of each unit; use norm='batch' or a network without norms"
+                )
         if spec.disjoint:
             self.room = min(size // self._awake(size) for size in sizes.values())
 
@@ -107,6 +118,9 @@ class _Gating(Method):
         return gate.to(self._context.device)
 
     def weights(self, weights: Tensors) -> Tensors:
+        if not self._statistics:  # once in a step, which may have several parts
+            now = self._context.network.statistics()
+            self._statistics = {name: statistic.clone() for name, statistic in now.items()}
         return heard(weights, self._gates[self._contexts.now], self._listens)
 
     def gradients(self, gradients: Tensors) -> Tensors:
@@ -114,6 +128,18 @@ class _Gating(Method):
 
     def update(self, update: Tensors) -> Tensors:
         return self._kept(update)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Put back the running statistics of silent units."""
+        gates, now = self._gates[self._contexts.now], self._context.network.statistics()
+        for name, old in self._statistics.items():
+            layer = name.split(".")[0]
+            if layer in gates:
+                now[name].copy_(torch.where(gates[layer] > 0, now[name], old))
+            elif self._contexts.now > 0:
+                now[name].copy_(old)
+        self._statistics = {}
 
     def _kept(self, changes: Tensors) -> dict[str, Tensor]:
         """Return changes of what belongs to units that are awake."""

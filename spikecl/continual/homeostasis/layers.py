@@ -1,4 +1,9 @@
-"""What homeostasis looks at: firing rates of neurons over time, and how values are spread."""
+"""What homeostasis looks at: firing rates of neurons over time, and how values are spread.
+
+Deviation: of changes of thresholds and of weights that it scales it reports how far they went
+(``moved``), and not the leak ``|ΔW X_old|``: it keeps no old input X. Method ``geometry`` beside it
+does, and measures ``interference`` and ``leakage`` of weights, scaling included.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from spikecl.continual.homeostasis.layers import (
 )
 from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors
 from spikecl.errors import ConfigError, PairingError
-from spikecl.networks import Binarise, Dale, SplitSigns, Standardise, Synapse
+from spikecl.networks import Binarise, Dale, NoAutapses, SplitSigns, Standardise, Synapse
 from spikecl.networks.reachable import warn_unreachable
 from spikecl.storage import State, nbytes
 from spikecl.streams import LearnerView
@@ -50,7 +50,8 @@ class Scaling(MethodSpec):
         rate: Strength, per step of training; slow beside learning.
         target: Spikes per time step that neurons are scaled to.
         tau_rate: Steps of training that r is a mean of.
-        target_sum: Sum of the stored weights' sizes; 0 is the mean over rows at the start.
+        target_sum: Sum of the stored weights' sizes, but for autapses that have no effect; 0 is the
+            mean over rows at the start.
         every: Steps of training from one scaling to the next.
     """
 
@@ -93,13 +94,16 @@ class _Rows(NamedTuple):
     def scaled(self) -> Tensor:
         """Return 1 for weights [n_out, ...] that are scaled, 0 for others."""
         weight = self.weight.detach()
+        found = torch.ones_like(weight)
         for each in self.synapse.maps:
             if isinstance(each, Dale):
                 excite = each.signs(weight.shape[1], weight) > 0
-                return excite.view(1, -1, *[1] * (weight.dim() - 2)).to(weight).expand_as(weight)
-            if isinstance(each, SplitSigns):
-                return (weight > 0).to(weight)
-        return torch.ones_like(weight)
+                found = found * excite.view(1, -1, *[1] * (weight.dim() - 2)).to(weight)
+            elif isinstance(each, SplitSigns):
+                found = found * (weight > 0)
+            elif isinstance(each, NoAutapses):
+                found = found * (1 - torch.eye(len(weight)).to(weight))
+        return found
 
 
 def _rows(context: Context) -> dict[str, _Rows]:
@@ -125,6 +129,8 @@ def _rows(context: Context) -> dict[str, _Rows]:
 
 
 class _Scaling(Method):
+    writes = remembers = True
+
     def __init__(self, spec: Scaling, rows: dict[str, _Rows]):
         self._spec, self._rows = spec, rows
         self._rates = MeanRates(spec.tau_rate)

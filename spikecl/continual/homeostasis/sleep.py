@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from spikecl.components import Fraction, PositiveFloat, PositiveInt, component
 from spikecl.continual.homeostasis.layers import distribution, moved
 from spikecl.continual.host import transmitted
-from spikecl.continual.method import Context, Method, MethodSpec, Phase
+from spikecl.continual.metaplasticity.gates import some
+from spikecl.continual.method import Context, Factors, Method, MethodSpec, Phase, Tensors
 from spikecl.errors import ConfigError, PairingError
 from spikecl.networks import Linear, NoAutapses
 from spikecl.storage import State, nbytes
-from spikecl.streams import LearnerView
+from spikecl.streams import Batch, LearnerView, Reveal
 from spikecl.trainers.needs import layers_of
 
 SOFTNESS = 0.001  # of the sign of a weight
@@ -42,6 +43,9 @@ class Sleep(MethodSpec):
 
     and ``g(w) = 2 / (1 + exp(w / 0.001))``: nearly 2 for a negative weight, nearly 0 for a positive
     one. Layers before the last convolution, recurrent and frozen weights sleep without a change.
+
+    Where boundaries are hidden it sleeps once, at the end of the stream; m and c are then those of
+    all training batches, as they came, and ``samples`` is not used.
 
     It comes before what importances and projections learn of the experience, and is not held back
     by one: ``moved`` in the report is how far it has taken the weights, relative to their size.
@@ -85,7 +89,11 @@ class Sleep(MethodSpec):
                 f"method.sleep.threshold: got {len(given)} values for {len(chain)} dense layers "
                 f"({', '.join(chain)}); give one for each or one number"
             )
-        return _Sleep(self, context, chain) if self.steps else Method()
+        if not self.steps:
+            return Method()
+        some([name for name, weight in chain.items() if weight.requires_grad], "sleep")
+        told = Reveal.BOUNDARY in context.reveal
+        return (_Sleep if told else _Unaware)(self, context, chain)
 
 
 def _chain(context: Context) -> dict[str, nn.Parameter]:
@@ -109,6 +117,7 @@ def _chain(context: Context) -> dict[str, nn.Parameter]:
 
 class _Sleep(Method):
     gathers = "the mean input that it dreams of"
+    writes = remembers = True
 
     def __init__(self, spec: Sleep, context: Context, chain: dict[str, nn.Parameter]):
         self._spec, self._context, self._chain = spec, context, chain
@@ -116,8 +125,8 @@ class _Sleep(Method):
         self._experience = 0
         self._report: dict[str, object] = {}
 
-    @torch.no_grad()
-    def end(self, view: LearnerView) -> None:
+    def _awake(self, view: LearnerView) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum of the input, and the largest current of each layer."""
         first = next(iter(self._chain))
         rows: list[Tensor] = []
         tops: dict[str, Tensor] = {}
@@ -127,8 +136,12 @@ class _Sleep(Method):
             for name, weight in self._chain.items():
                 top = (sent[name] @ weight.T).max()
                 tops[name] = torch.maximum(tops.get(name, top), top)
-        mean = torch.stack(rows).sum(0) / torch.stack(rows).sum(0).max().clamp_min(1e-12)
-        n = self._experience
+        return torch.stack(rows).sum(0), tops
+
+    @torch.no_grad()
+    def end(self, view: LearnerView) -> None:
+        total, tops = self._awake(view)
+        mean, n = total / total.max().clamp_min(1e-12), self._experience
         self._mean = mean if n == 0 else (n * self._mean + mean) / (n + 1)
         before = {name: weight.detach().clone() for name, weight in self._chain.items()}
         fired = self._sleep({name: float(top) if top > 0 else 1.0 for name, top in tops.items()})
@@ -179,3 +192,41 @@ class _Sleep(Method):
 
     def nbytes(self) -> int:
         return nbytes(self._mean)
+
+
+class _Unaware(_Sleep):
+    """Gathers input and currents as they come: the last view alone is not what it was awake for."""
+
+    gathers = ""
+
+    def __init__(self, spec: Sleep, context: Context, chain: dict[str, nn.Parameter]):
+        super().__init__(spec, context, chain)
+        self._total: Tensor = torch.zeros((), dtype=torch.float64, device=context.device)
+        self._share = 1.0  # of a step that the present factors are of
+        self._tops: dict[str, Tensor] = {}
+
+    def fired(self, rates: Tensors, share: float) -> None:
+        self._share = share
+
+    @torch.no_grad()
+    def factors(self, factors: Factors, batch: Batch) -> Factors:
+        for name, weight in self._chain.items():
+            sent = factors[name].transmitted.to(weight)
+            top = (sent @ weight.T).max()
+            self._tops[name] = torch.maximum(self._tops.get(name, top), top)
+            if name == next(iter(self._chain)):
+                self._total = self._total + self._share * len(batch.x) * sent.mean(0).double()
+        return factors
+
+    def _awake(self, view: LearnerView) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._total.to(next(iter(self._chain.values()))), self._tops
+
+    def state_dict(self) -> State:
+        return {**super().state_dict(), "total": self._total, "tops": dict(self._tops)}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        self._total, self._tops = state["total"], dict(state["tops"])
+
+    def nbytes(self) -> int:
+        return super().nbytes() + nbytes(self._total)

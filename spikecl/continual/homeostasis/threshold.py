@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spikecl.components import Fraction, component
 from spikecl.continual.homeostasis.layers import MeanRates, distribution, layers_with_neurons, moved
 from spikecl.continual.importance.importance import HoldAfter
+from spikecl.continual.metaplasticity.half import Half
 from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors
 from spikecl.errors import ActivityWarning, PairingError
 from spikecl.networks.reachable import warn_unreachable
@@ -76,10 +77,12 @@ class Threshold(MethodSpec):
         cells = _cells(self, context)
         strength = self.rate if self.form == "set_point" else self.theta_plus
         own = {f"{name}.neuron.v_th" for name in cells}
-        for method in context.before if strength else ():
-            if isinstance(method, HoldAfter):  # behind gradients: they are not its to move
+        for method in context.before if strength else ():  # not theirs to move, or to hold
+            if isinstance(method, HoldAfter):
                 held = method.importance
                 held.names = [name for name in held.names if name not in own]
+            if isinstance(method, Half):
+                method.groups = [[n for n in group if n not in own] for group in method.groups]
         return _Threshold(self, cells) if strength else Method()
 
 
@@ -125,6 +128,8 @@ def _warn(layer: str, what: str, advice: str) -> None:
 
 
 class _Threshold(Method):
+    remembers = True
+
     def __init__(self, spec: Threshold, cells: dict[str, _Cells]):
         self._spec, self._cells = spec, cells
         self._rates = MeanRates(spec.tau_rate)

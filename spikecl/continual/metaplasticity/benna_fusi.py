@@ -72,8 +72,10 @@ class BennaFusi(MethodSpec):
 
 
 class _Chain(Gate):
+    remembers = True
+
     def __init__(self, spec: BennaFusi, context: Context):
-        super().__init__(context, weights_of(context))
+        super().__init__(context, weights_of(context, "benna_fusi"))
         self._spec = spec
         if spec.g:
             self.own = "method 'benna_fusi' lets weights and chains exchange what they hold"

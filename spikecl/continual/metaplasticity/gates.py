@@ -74,10 +74,24 @@ class Gate(Method):
         return said
 
 
-def weights_of(context: Context) -> list[str]:
-    """Return the names of the weights of synapses that learn; biases and the like are none."""
+def weights_of(context: Context, method: str) -> list[str]:
+    """Return the names of the weights of synapses that learn; biases and the like are none.
+
+    Raises:
+        PairingError: There are none.
+    """
     synapses = context.network.synapses.items()
-    return [f"{path}.weight" for path, each in synapses if each.weight.requires_grad]
+    return some([f"{path}.weight" for path, each in synapses if each.weight.requires_grad], method)
+
+
+def some(names: list[str], method: str) -> list[str]:
+    """Return the names of what a method is about; refuse to do nothing, silently, without any."""
+    if not names:
+        raise PairingError(
+            f"method '{method}' is about weights that learn, and none of the network's does "
+            "(requires_grad=False); let weights learn, or leave the method out"
+        )
+    return names
 
 
 def binary_weights(context: Context, method: str, otherwise: str) -> list[str]:
@@ -92,7 +106,7 @@ def binary_weights(context: Context, method: str, otherwise: str) -> list[str]:
         for path, each in synapses.items()
         if any(isinstance(m, Binarise) for m in each.maps)
     }
-    names = [name for name in weights_of(context) if name in binary]
+    names = [name for name in weights_of(context, method) if name in binary]
     if not names:
         raise PairingError(
             f"method '{method}' is about hidden weights behind binary synapses, and the weights of "

@@ -38,24 +38,26 @@ class HalfFineTuning(MethodSpec):
 
     def start(self, context: Context) -> Method:
         """Return the running method."""
-        return _Half(self, context)
+        return Half(self, context)
 
 
-class _Half(Method):
+class Half(Method):
+    """Draws which tensors of each of its ``groups`` of names stand still."""
+
     def __init__(self, spec: HalfFineTuning, context: Context):
         self._spec, self._context = spec, context
-        weights = weights_of(context)
+        weights = weights_of(context, "half")
         learn = [n for n, p in context.network.weights().items() if p.requires_grad]
-        self._groups = [weights]
+        self.groups = [weights]
         if spec.others == "half":
-            self._groups.append([name for name in learn if name not in weights])
+            self.groups.append([name for name in learn if name not in weights])
         self._experience = 0
         self.frozen: list[str] = []
 
     def begin(self, view: LearnerView) -> None:
         generator = self._context.seeds.generator("half", event=self._experience)
         self.frozen = []
-        for group in self._groups:
+        for group in self.groups:
             exact = self._spec.share * len(group)
             extra = float(torch.rand((), generator=generator)) < exact % 1
             order = torch.randperm(len(group), generator=generator)[: int(exact) + extra]
@@ -67,6 +69,10 @@ class _Half(Method):
     def update(self, update: Tensors) -> Tensors:
         """Hold also what moves without a gradient: rules with a step of their own."""
         return {n: torch.zeros_like(u) if n in self.frozen else u for n, u in update.items()}
+
+    def still(self) -> Tensors:
+        weights = self._context.network.weights()
+        return {n: torch.ones_like(weights[n], dtype=torch.bool) for n in self.frozen}
 
     def end(self, view: LearnerView) -> None:
         self._experience += 1

@@ -46,7 +46,7 @@ class Laborieux(MethodSpec):
     def start(self, context: Context) -> Method:
         """Return the running method."""
         if self.on == "all":
-            return _Laborieux(self.m, context, weights_of(context))
+            return _Laborieux(self.m, context, weights_of(context, "laborieux"))
         names = binary_weights(context, "laborieux", "or method.laborieux.on='all' all the same")
         return _Laborieux(self.m, context, names)
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from spikecl.components import PositiveFloat, PositiveInt, component
+from spikecl.continual.metaplasticity.gates import some
 from spikecl.continual.metaplasticity.sampled import Sampled, Voting
 from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors
 from spikecl.storage import State, nbytes
@@ -71,6 +72,8 @@ class Mesu(MethodSpec):
 
 
 class _Mesu(Sampled):
+    remembers = True
+
     def __init__(self, spec: Mesu, context: Context):
         synapses = context.network.synapses
         names = [
@@ -79,7 +82,7 @@ class _Mesu(Sampled):
             for key in ("weight", "bias")
             if getattr(synapse, key) is not None and getattr(synapse, key).requires_grad
         ]
-        super().__init__("mesu", context, names, spec.samples)
+        super().__init__("mesu", context, some(names, "mesu"), spec.samples)
         self._spec = spec
         sizes = {path: each.weight[0].numel() for path, each in synapses.items()}
         self.sigma = {

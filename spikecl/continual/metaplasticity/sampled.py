@@ -50,7 +50,7 @@ class Sampled(Gate):
                     "lost; use step='gradient'"
                 )
         self.own = f"method '{name}' takes a step in place of the optimiser's"
-        self.name, self._passes = name, passes
+        self.name, self.passes = name, passes
         self._count = 0  # sets of weights drawn so far
         self._noise: dict[str, Tensor] = {}
         self._said: dict[str, Tensor] = {}
@@ -89,17 +89,17 @@ class Sampled(Gate):
 
     def gradients(self, gradients: Tensors) -> Tensors:
         total = self.said(self._noise, gradients)
-        for _ in range(self._passes - 1):
+        for _ in range(self.passes - 1):
             for key, value in self._another_pass().items():
                 total[key] = total[key] + value
-        self._said = {key: value / self._passes for key, value in total.items()}
+        self._said = {key: value / self.passes for key, value in total.items()}
         self._batch = None
         return super().gradients(gradients)
 
     def _another_pass(self) -> dict[str, Tensor]:
         if self._context.host.portion() != 1:
             raise UsageError(
-                f"method '{self.name}' with samples={self._passes} shows whole batches several "
+                f"method '{self.name}' with samples={self.passes} shows whole batches several "
                 "times, and this trainer changes weights in every part of the steps (window); use "
                 "samples=1, or a trainer that learns from all steps at once"
             )

@@ -65,8 +65,10 @@ class Tacos(MethodSpec):
 
 
 class _Tacos(Gate):
+    remembers = True
+
     def __init__(self, spec: Tacos, context: Context):
-        super().__init__(context, weights_of(context))
+        super().__init__(context, weights_of(context, "tacos"))
         self._spec, self._step = spec, 0
         self.own = "method 'tacos' with beta draws weights back" if spec.beta else ""
         self.reference = {name: weight.clone() for name, weight in self.stored.items()}

@@ -56,13 +56,37 @@ class Spiking(NamedTuple):
 
     Args:
         lateral: L afterwards.
-        events: Signed spikes that lateral neurons sent for a row, mean.
-        error: ``|x̃_spiking - x̃| / |x̃|`` of the same L, root mean square over rows.
+        rows: How many they were.
+        sent: Signed spikes that lateral neurons sent.
+        wrong: Sum of ``|x̃_spiking - x̃|^2`` of the same L.
+        size: Sum of ``|x̃|^2``.
     """
 
     lateral: Tensor
-    events: float
-    error: float
+    rows: int = 0
+    sent: float = 0.0
+    wrong: float = 0.0
+    size: float = 0.0
+
+    @property
+    def events(self) -> float:
+        """Spikes for a row, mean."""
+        return self.sent / max(self.rows, 1)
+
+    @property
+    def error(self) -> float:
+        """``|x̃_spiking - x̃| / |x̃|``, root mean square over rows."""
+        return float((self.wrong / max(self.size, 1e-30)) ** 0.5)
+
+    def after(self, before: Spiking) -> Spiking:
+        """Return what both made, these rows after others."""
+        return Spiking(
+            self.lateral,
+            before.rows + self.rows,
+            before.sent + self.sent,
+            before.wrong + self.wrong,
+            before.size + self.size,
+        )
 
 
 def spiking_one_shot(
@@ -103,7 +127,7 @@ def spiking_one_shot(
         events += count
         wrong += float((sent - drive).square().sum())
         size += float(drive.square().sum())
-    return Spiking(lateral, events / max(len(rows), 1), (wrong / max(size, 1e-30)) ** 0.5)
+    return Spiking(lateral, len(rows), events, wrong, size)
 
 
 def spike_counts(drive: Tensor, steps: int, quantum: float) -> tuple[Tensor, float]:

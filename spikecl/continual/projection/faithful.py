@@ -2,9 +2,9 @@
 
 Differences from :mod:`spikecl.continual.projection.hlop`, all reproduced on purpose: new rows are
 orthonormal among themselves but not to old rows, nothing is orthonormalised later, so ``H^T H`` is
-a projector only nearly; rates are fixed (0.01, and 0.001 for the first synapse), changes are
-clipped to ±10. What old rows make of a batch is computed once, not in every iteration: they do not
-change.
+a projector only nearly; rates are fixed (0.01, and 0.001 for a first synapse that is dense, as in
+their networks for permuted MNIST), changes are clipped to ±10. What old rows make of a batch is
+computed once, not in every iteration: they do not change.
 
 Source: Xiao et al. (ICLR 2024) and their public code; constants as there.
 """
@@ -21,7 +21,7 @@ from spikecl.continual.projection.moments import Silent
 from spikecl.continual.projection.protection import Protection, check_fits, in_order
 from spikecl.continual.projection.sgp import Scaled
 from spikecl.metrics import orthonormality_defect
-from spikecl.networks import AnyFactor, GradientFactor, Outside
+from spikecl.networks import AnyFactor, GradientFactor, Linear, Outside
 from spikecl.storage import State, nbytes
 from spikecl.streams import Batch, LearnerView
 
@@ -57,6 +57,9 @@ class FaithfulHlop(Protection):
         }
         self._momentum = dict(self.lateral)
         self._silent = Silent("hlop", sizes)
+        first, *_ = context.network.synapses.items()
+        dense = {first[0]} if isinstance(first[1], Linear) else set()
+        self._rates = {name: FIRST_RATE if name in dense else RATE for name in sizes}
 
     def outside(self, name: str) -> Outside | None:
         old = self._held(name)
@@ -77,8 +80,8 @@ class FaithfulHlop(Protection):
             self._momentum[name] = torch.cat([self._momentum[name], torch.zeros_like(block)])
 
     def learn(self, factors: Factors, batch: Batch) -> Mapping[str, Tensor]:
-        for position, name in enumerate(self.sizes):
-            self._learn(name, factors[name].transmitted, RATE if position else FIRST_RATE)
+        for name, rate in self._rates.items():
+            self._learn(name, factors[name].transmitted, rate)
         self._silent.hear(factors)
         return {}
 
@@ -112,6 +115,7 @@ class FaithfulHlop(Protection):
             name: {
                 "rows": self._old[name],
                 "free": self.sizes[name] - self._old[name],
+                "full": self.sizes[name] == self._old[name],
                 "orthonormality_defect": orthonormality_defect(weights),
             }
             for name, weights in self.lateral.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field, Strict
@@ -18,6 +18,7 @@ from spikecl.continual.projection.protection import (
     check_fits,
     per_synapse,
     project,
+    refuse_unused,
     sizes_of,
 )
 from spikecl.continual.projection.subspace import Subspace, count_for_energy, principal
@@ -25,6 +26,9 @@ from spikecl.errors import ConfigError
 from spikecl.networks import Complement, Outside
 from spikecl.storage import State, nbytes
 from spikecl.streams import LearnerView, Reveal
+
+if TYPE_CHECKING:
+    from spikecl.continual.projection.sgp import Sgp
 
 Energy = Annotated[float, Field(gt=0, le=1)]
 Energies = Energy | Annotated[tuple[Energy, ...], Strict(False), Field(min_length=1)]
@@ -76,7 +80,7 @@ class Gpm(MethodSpec):
     others: Others = "freeze"
 
     def __post_init__(self) -> None:
-        check_sizing(rows=self.rows, offbyone=self.first_task_offbyone)
+        check_sizing(self)
 
     def start(self, context: Context) -> Method:
         """Return the running method."""
@@ -84,13 +88,11 @@ class Gpm(MethodSpec):
         return project(_Memory(sizing, context, "gpm"), context, self.others)
 
 
-def check_sizing(*, rows: Rows | None, offbyone: bool) -> None:
-    """Refuse an energy that is one short where no energy is asked for."""
-    if offbyone and rows is not None:
-        raise ConfigError(
-            f"first_task_offbyone=true is about bases sized by energy, and rows={rows!r} sizes "
-            "them by numbers; leave one out"
-        )
+def check_sizing(spec: Gpm | Sgp) -> None:
+    """Refuse what is about bases sized by energy where numbers size them."""
+    if spec.rows is not None:
+        beside = f"where rows={spec.rows!r} sizes the bases by numbers, not by energy"
+        refuse_unused(spec, ("energy", "growth", "first_task_offbyone"), beside)
 
 
 class Sizing(NamedTuple):
@@ -144,18 +146,26 @@ class Bases(Protection):
 
     def extend(self, path: str, covariance: Tensor) -> dict[str, object]:
         """Add what is new in a synapse's activity to its bases; return what to record."""
-        memory = self.memory[path]
-        rows, total = memory.rows.double(), float(covariance.trace())
-        left = covariance - (covariance @ rows.T) @ rows
-        left = left - rows.T @ (rows @ left)
-        values, vectors = principal((left + left.T) / 2)
-        rounding = torch.finfo(memory.rows.dtype).eps * total
-        values = values.where(values > rounding, 0)
+        memory, total = self.memory[path], float(covariance.trace())
+        values, vectors = self.new(path, covariance)
         kept = total - float(values.sum())
         count = self._count(path, values, total, kept)
         memory.extend(vectors[:count].to(memory.rows))
         share = (kept + float(values[:count].sum())) / total if total else 1.0
         return {**memory.report(), "energy": share}
+
+    def new(self, path: str, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the principal directions of what bases leave of an activity, as energy and rows.
+
+        Energies below the rounding of the bases are zero.
+        """
+        memory, total = self.memory[path], float(covariance.trace())
+        rows = memory.rows.double()
+        left = covariance - (covariance @ rows.T) @ rows
+        left = left - rows.T @ (rows @ left)
+        values, vectors = principal((left + left.T) / 2)
+        rounding = torch.finfo(memory.rows.dtype).eps * total
+        return values.where(values > rounding, 0), vectors
 
     def _count(self, path: str, values: Tensor, total: float, kept: float) -> int:
         rows, sizing, new = self._rows[path], self._sizing, int((values > 0).sum())

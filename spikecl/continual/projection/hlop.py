@@ -23,6 +23,7 @@ from spikecl.continual.projection.protection import (
     check_fits,
     per_synapse,
     project,
+    refuse_unused,
     sizes_of,
 )
 from spikecl.errors import ConfigError, PairingError
@@ -97,6 +98,9 @@ class Hlop(MethodSpec):
                 "faithful=true freezes biases and norms after the first experience, as the "
                 f"authors' code does, but others='{self.others}' is given; leave one side out"
             )
+        if self.lateral == "linear":
+            beside = "with lateral='linear', whose neurons answer with a number"
+            refuse_unused(self, ("lateral_scale", "lateral_steps"), beside)
         for each in fields(self) if self.faithful else ():
             given = getattr(self, each.name)
             if each.name in ("rate", "iterations", "every") and given != each.default:

@@ -8,20 +8,12 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from spikecl.components import PositiveFloat, PositiveInt, component
 from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors
-from spikecl.continual.projection.circuits import one_shot
-from spikecl.continual.projection.moments import check_alive, rows_of
-from spikecl.continual.projection.protection import (
-    ProjectUpdates,
-    Protection,
-    check_fits,
-    sizes_of,
-)
-from spikecl.networks import Outside, Suppression
-from spikecl.storage import State, nbytes
+from spikecl.continual.projection.moments import rows_of
+from spikecl.continual.projection.owm import Regressors
+from spikecl.continual.projection.protection import ProjectUpdates, Protection
 from spikecl.streams import LearnerView, Reveal
 
 
@@ -73,45 +65,20 @@ class If2Net(MethodSpec):
         return _ReadoutAlone(_Features(self, context), context, tweak=self.tweak == "first")
 
 
-class _Features(Protection):
-    """P of the rows that the readout received; ``lateral`` is I - P in double precision."""
+class _Features(Regressors):
+    """P of the rows that the readout received; none for heads of tasks."""
 
     def __init__(self, spec: If2Net, context: Context):
-        self._spec, self._context = spec, context
-        self._readout = list(context.network.synapses)[-1]
-        self.sizes = sizes_of(context, "if2net", only=self._readout)  # none for heads of tasks
-        self.lateral: dict[str, Tensor] = {}
-
-    def outside(self, name: str) -> Outside | None:
-        if name not in self.lateral:
-            return None
-        return Suppression(self._matrix(name).to(self._context.network.synapses[name].weight))
-
-    def _matrix(self, name: str) -> Tensor:
-        lateral = self.lateral[name]
-        return torch.eye(len(lateral), dtype=lateral.dtype, device=lateral.device) - lateral
+        super().__init__(context, "if2net", only=list(context.network.synapses)[-1])
+        self._spec = spec
 
     def end(self, view: LearnerView) -> None:
-        for name, n in self.sizes.items():
+        for name in self.sizes:
             for seen in self._context.host.look(view.samples, self._spec.samples):
-                rows = rows_of(self._context, seen)[name].double()
-                lateral = self.lateral.get(name, rows.new_zeros(n, n))
-                self.lateral[name] = one_shot(lateral, rows, self._spec.alpha).contiguous()
-        check_alive(self.lateral, "if2net")
-
-    def report(self) -> dict[str, object]:
-        free = {name: float(self._matrix(name).diagonal().mean()) for name in self.lateral}
-        return {name: {"plasticity": value} for name, value in free.items()}
-
-    def state_dict(self) -> State:
-        return {"lateral": self.lateral}
-
-    def load_state_dict(self, state: State) -> None:
-        check_fits(state["lateral"], self.sizes, "if2net")
-        self.lateral = dict(state["lateral"])
-
-    def nbytes(self) -> int:
-        return nbytes(*self.lateral.values())
+                rows = rows_of(self._context, seen)[name]
+                self.silent.note(name, rows)
+                self.show(name, rows.double(), alpha=self._spec.alpha)
+        super().end(view)
 
 
 class _ReadoutAlone(ProjectUpdates):

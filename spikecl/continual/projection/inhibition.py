@@ -1,4 +1,8 @@
-"""Soft projection: directions are held back in proportion to their use, and none is ever closed."""
+"""Soft projection: directions are held back in proportion to their use.
+
+P closes none, but where fewer than half keep 1e-3 of the freest's plasticity the others are cut to
+none: they count as closed, and the rest makes a map of few columns.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,26 @@ from torch import Tensor
 
 from spikecl.components import PositiveFloat, PositiveInt, component
 from spikecl.continual.method import Context, Factors, Method, MethodSpec, Phase
-from spikecl.continual.projection.circuits import one_shot, spiking_one_shot, suppression
-from spikecl.continual.projection.moments import Moments, check_alive, moments, rows_of
+from spikecl.continual.projection.circuits import (
+    Spiking,
+    one_shot,
+    spiking_one_shot,
+    suppression,
+)
+from spikecl.continual.projection.moments import (
+    Moments,
+    Silent,
+    check_alive,
+    moments,
+    rows_of,
+)
 from spikecl.continual.projection.protection import (
     Others,
     Protection,
     check_fits,
     per_synapse,
     project,
+    refuse_unused,
     sizes_of,
 )
 from spikecl.errors import ConfigError, UsageError
@@ -49,7 +65,8 @@ class Inhibition(MethodSpec):
 
     Args:
         alpha: Strength, relative to the mean variance ``tr C / n`` of a synapse's inputs in the
-            first experience; one number or one per protected synapse. Small is rigid.
+            first experience (the oldest that is not released); one number or one per protected
+            synapse. Small is rigid.
         rule: How P is learned.
         samples: Samples of an experience that C is gathered from, after training on it.
         budget: Least plasticity ``tr P / n`` that a synapse keeps; alpha rises where it would fall
@@ -87,6 +104,13 @@ class Inhibition(MethodSpec):
     others: Others = "freeze"
 
     def __post_init__(self) -> None:
+        if self.rule != "spiking":
+            beside = f"with rule='{self.rule}', only with rule='spiking'"
+            refuse_unused(self, ("steps", "quantum"), beside)
+        if self.online:
+            refuse_unused(self, ("samples",), f"with online={self.online}, which takes all")
+        else:
+            refuse_unused(self, ("every",), "without online")
         for name in ("budget", "online", "keep"):
             if getattr(self, name) and self.rule != "cab":
                 raise ConfigError(
@@ -126,10 +150,12 @@ class Inhibited(Protection):
         self._spec, self._context = spec, context
         self.sizes = sizes_of(context, "inhibition")
         self.steady = not spec.online
+        self.gathers = "" if spec.online else self.gathers
         self._share = per_synapse(spec.alpha, self.sizes, "method.inhibition.alpha")
         self.covariance: dict[str, Tensor] = {}
         self.stored: dict[str, dict[str, Tensor]] = {}  # C by experience, by synapse
         self.owners: dict[str, Tensor] = {}  # ids of the samples by experience
+        self.alphas: dict[str, dict[str, float]] = {}  # alpha that it would give, likewise
         self.alpha: dict[str, float] = {}  # as given, without a budget
         self._learned: dict[str, Tensor] = {}  # P in double precision, where there is no C
         self._outside: dict[str, Suppression] = {}
@@ -175,6 +201,7 @@ class Inhibited(Protection):
                 kept[name] = self._spec.decay * kept[name]
         key = f"{self._experience:04d}"
         self.stored[key] = {name: c.clone() for name, c in found.items()}
+        self.alphas[key] = {name: self._alpha_of(name, c) for name, c in found.items()}
         ids = view.samples.load().uid
         if ids is not None:
             self.owners[key] = ids
@@ -182,7 +209,10 @@ class Inhibited(Protection):
     def _set_alpha(self, name: str, covariance: Tensor) -> None:
         """Fix the strength of a synapse by the first activity it sees."""
         if name not in self.alpha:
-            self.alpha[name] = self._share[name] * float(covariance.diagonal().mean())
+            self.alpha[name] = self._alpha_of(name, covariance)
+
+    def _alpha_of(self, name: str, covariance: Tensor) -> float:
+        return self._share[name] * float(covariance.diagonal().mean())
 
     def _learn_circuits(self, view: LearnerView) -> None:
         spec, batches = self._spec, 0
@@ -192,15 +222,24 @@ class Inhibited(Protection):
             check_alive(found, "inhibition")
             for name, c in found.items():
                 self._set_alpha(name, c)
+        silent, made = Silent("inhibition", self.sizes), dict[str, Spiking]()
         for seen in self._context.host.look(view.samples, spec.samples):
             size = seen.x.shape[1]
             batches = batches or -(-count // size)
             for name, rows in rows_of(self._context, seen).items():
                 if name in self.sizes:
-                    self._learn_rows(name, rows.double(), len(rows) // size * count, batches)
+                    silent.note(name, rows)
+                    total = len(rows) // size * count
+                    self._learn_rows(name, rows.double(), total, batches, made)
+        silent.end()
 
-    def _learn_rows(self, name: str, rows: Tensor, total: int, batches: int) -> None:
-        """Show rows to the lateral weights, as a part of ``total`` rows in ``batches``."""
+    def _learn_rows(
+        self, name: str, rows: Tensor, total: int, batches: int, made: dict[str, Spiking]
+    ) -> None:
+        """Show rows to the lateral weights, as a part of ``total`` rows in ``batches``.
+
+        ``made`` is what lateral neurons that spike have made of earlier ones.
+        """
         spec, alpha = self._spec, self.alpha[name]
         n = self.sizes[name]
         eye = torch.eye(n, dtype=torch.float64, device=rows.device)
@@ -211,12 +250,13 @@ class Inhibited(Protection):
             lateral = one_shot(lateral, rows, alpha * total)
         else:
             size = float(rows.square().mean().sqrt())
-            made = spiking_one_shot(
+            spikes = spiking_one_shot(
                 lateral, rows, alpha * total, steps=spec.steps, quantum=spec.quantum * size
             )
-            lateral = made.lateral
+            lateral = spikes.lateral
+            made[name] = spikes.after(made[name]) if name in made else spikes
             said: Any = self._report.setdefault(name, {})
-            said["events"], said["error"] = made.events, made.error
+            said["events"], said["error"] = made[name].events, made[name].error
         self._learned[name] = eye - lateral
 
     # ---- in training ----------------------------------------------------------------------------
@@ -285,6 +325,9 @@ class Inhibited(Protection):
     def release(self, experience: int) -> None:
         """Take what was learned of an experience back out of C: its directions are free again.
 
+        P is what the others alone make of the same activity, each decayed as it would be: alpha is
+        that of the oldest left. Without any, the next experience to end is the first.
+
         Raises:
             UsageError: Nothing is stored by that number.
         """
@@ -296,9 +339,14 @@ class Inhibited(Protection):
             )
         released = self.stored.pop(key)
         self.owners.pop(key, None)
-        for name, c in released.items():
+        self.alphas.pop(key, None)
+        if not self.stored:
+            self.alpha, self.covariance, self._outside, self._report = {}, {}, {}, {}
+            return
+        for name in released:
             rest = [kept[name] for kept in self.stored.values()]
-            self.covariance[name] = torch.stack(rest).sum(0) if rest else torch.zeros_like(c)
+            self.covariance[name] = torch.stack(rest).sum(0)
+        self.alpha = dict(self.alphas.get(min(self.stored), self.alpha))
         self._refresh()
 
     def forget(self, request: Unlearn) -> None:
@@ -333,6 +381,7 @@ class Inhibited(Protection):
             "held": self.matrix if self._spec.online else {},  # of an earlier C
             "stored": self.stored,
             "owners": self.owners,
+            "alphas": self.alphas,
             "report": self._report,
         }
 
@@ -344,6 +393,7 @@ class Inhibited(Protection):
         self.covariance, self._learned = dict(state["covariance"]), dict(state["learned"])
         self.stored = {k: dict(v) for k, v in state["stored"].items()}
         self.owners = dict(state["owners"])
+        self.alphas = {k: dict(v) for k, v in state.get("alphas", {}).items()}
         self._outside = {name: Suppression(held) for name, held in state["held"].items()}
         for name in {} if self._spec.online else self.alpha:
             matrix = self._learned.get(name)

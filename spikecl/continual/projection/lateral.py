@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spikecl.continual.projection.circuits import spike_counts
 from spikecl.continual.projection.hebbian import Neurons, Response, Rule, hebbian
+from spikecl.continual.projection.subspace import complement
 from spikecl.metrics import orthonormality_defect
 from spikecl.networks import AnyFactor, Complement, Factor, GradientFactor
 from spikecl.storage import State, nbytes
@@ -77,11 +78,8 @@ class LateralWeights:
         return torch.zeros(side, side, dtype=torch.float64, device=self.old.device)
 
     def _complement(self) -> None:
-        self.outside, self.compact = None, False
-        if len(self.old):
-            columns = torch.linalg.qr(self.old.T, mode="complete").Q[:, len(self.old) :]
-            self.outside = Complement(self.old, columns.contiguous())
-            self.compact = self.free <= 2 * len(self.old)
+        self.outside = complement(self.old)
+        self.compact = self.free <= 2 * len(self.old)
 
     def project(self, factor: AnyFactor, rows: Tensor | None) -> AnyFactor:
         """Project a factor out of the old rows, with the rows :meth:`seen` made if there are.

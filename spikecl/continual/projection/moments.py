@@ -76,7 +76,7 @@ def check_alive(covariances: Mapping[str, Tensor], method: str) -> None:
 
 
 class Silent:
-    """Synapses that have transmitted nothing in this experience, for methods that learn in steps.
+    """Synapses that have transmitted nothing in this experience, whatever they did in earlier ones.
 
     Args:
         method: Its name.
@@ -93,9 +93,20 @@ class Silent:
 
     def hear(self, factors: Factors) -> None:
         """Take note of a step; of synapses that were heard nothing is computed."""
-        names = set(self._all) if self._names is None else self._names
-        heard = {name for name in names if name in factors and factors[name].transmitted.any()}
-        self._names = names - heard
+        for name in sorted(self._left()):
+            if name in factors:
+                self.note(name, factors[name].transmitted)
+
+    def note(self, name: str, rows: Tensor) -> None:
+        """Take note of what a synapse transmitted."""
+        if name in self._left() and rows.any():
+            self._left().discard(name)
+
+    def _left(self) -> set[str]:
+        """Return who was not heard yet."""
+        if self._names is None:
+            self._names = set(self._all)
+        return self._names
 
     def end(self) -> None:
         """Refuse silence, as :func:`check_alive` does."""

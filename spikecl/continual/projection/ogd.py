@@ -18,7 +18,7 @@ from spikecl.continual.projection.protection import ProjectUpdates, Protection
 from spikecl.continual.projection.subspace import Subspace, principal
 from spikecl.errors import PairingError, RunError, UsageError
 from spikecl.networks import Outside
-from spikecl.storage import State
+from spikecl.storage import State, nbytes
 from spikecl.streams import Batch, LearnerView, Reveal
 
 Logits = Literal["all", "true", "average"]
@@ -38,9 +38,14 @@ class Ogd(MethodSpec):
 
         Δw <- Δw - V^T V Δw
 
-    so that to first order the outputs ``z_y`` of those samples stay. Gradients are those of
-    backpropagation through time with the neurons' surrogate, whatever the trainer, in the pass of a
-    test. Heads of single tasks are left out, statistics of norms stay after the first experience.
+    so that to first order the outputs ``z_y`` of those samples stay. Where a method before holds
+    entries still, m [P] is 0 for them and 1 for the rest, and with ``B = V m``::
+
+        Δw <- m Δw,  Δw <- Δw - B^T (B B^T)^+ B Δw
+
+    Gradients are those of backpropagation through time with the neurons' surrogate, whatever the
+    trainer, in the pass of a test. Heads of single tasks are left out, statistics of norms stay
+    after the first experience.
 
     Args:
         samples: Samples of an experience whose gradients are kept, after training on it.
@@ -108,6 +113,7 @@ class _Gradients(Protection):
     """An orthonormal basis of gradients over all shared parameters that learn."""
 
     projector = True
+    gathers = "gradients"
 
     def __init__(self, spec: Ogd | PcaOgd, context: Context, name: str, keep: int | None = None):
         self._spec, self._context, self._name, self._keep = spec, context, name, keep
@@ -219,6 +225,7 @@ class _ProjectAll(ProjectUpdates):
 
     def __init__(self, protection: _Gradients, context: Context):
         super().__init__(protection, context)
+        self._solved: tuple[Tensor, Tensor] | None = None  # m and (B B^T)^+
 
     def factors(self, factors: Factors, batch: Batch) -> Factors:
         return factors
@@ -231,7 +238,51 @@ class _ProjectAll(ProjectUpdates):
         changed, sizes, basis = dict(update), self.protection.sizes, self.protection.basis
         if len(basis.rows):
             vector = torch.cat([update[name].flatten() for name in sizes])
-            left = torch.split(basis.residual(vector[None])[0], list(sizes.values()))
-            changed |= {n: part.view_as(update[n]) for n, part in zip(sizes, left)}
+            free = self._free()
+            left = basis.residual(vector[None])[0] if free is None else self._within(free, vector)
+            parts = torch.split(left, list(sizes.values()))
+            changed |= {n: part.view_as(update[n]) for n, part in zip(sizes, parts)}
         self._keep_heads(changed)
         return changed
+
+    def _free(self) -> Tensor | None:
+        """Return 1 for what may move of all parameters [P], 0 for what methods before hold still.
+
+        ``None`` where nothing is held.
+        """
+        network, held = self._context.network.weights(), map(self._held, self.protection.sizes)
+        found = dict(zip(self.protection.sizes, held, strict=True))
+        if not any(bool(each.any()) for each in found.values() if each is not None):
+            return None
+        still = [torch.zeros_like(network[n]) if h is None else h for n, h in found.items()]
+        return torch.cat([1 - each.flatten().to(self.protection.basis.rows) for each in still])
+
+    def _within(self, free: Tensor, vector: Tensor) -> Tensor:
+        """Return the part of an update of what may move that V does not see.
+
+        With ``B = V m``: ``u <- m u``, ``u <- u - B^T (B B^T)^+ B u``, twice for rounding.
+        """
+        rows, left = self.protection.basis.rows, free * vector
+        solved = self._solve(free)
+        for _ in range(2):
+            left = left - free * ((solved @ (rows @ left).double()).to(rows) @ rows)
+        return left
+
+    def _solve(self, free: Tensor) -> Tensor:
+        """Return ``(B B^T)^+``, again only where what may move or the basis has changed."""
+        rows, known = self.protection.basis.rows, self._solved
+        if known is None or len(known[1]) != len(rows) or not torch.equal(known[0], free):
+            inside = (rows * free).double()
+            known = (free, torch.linalg.pinv(inside @ inside.T, rtol=1e-9, hermitian=True))
+        self._solved = known
+        return known[1]
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        free = self._free()
+        self._solved = None
+        if free is not None and len(self.protection.basis.rows):
+            self._solve(free)
+
+    def nbytes(self) -> int:
+        return super().nbytes() + nbytes(*(self._solved or ()))

@@ -13,7 +13,7 @@ from torch import Tensor
 from spikecl.components import PositiveFloat, PositiveInt, component
 from spikecl.continual.method import Context, Factors, Method, MethodSpec, Phase
 from spikecl.continual.projection.circuits import one_shot
-from spikecl.continual.projection.moments import check_alive, rows_of
+from spikecl.continual.projection.moments import Silent, rows_of
 from spikecl.continual.projection.protection import (
     Others,
     Protection,
@@ -21,6 +21,7 @@ from spikecl.continual.projection.protection import (
     in_order,
     per_synapse,
     project,
+    refuse_unused,
     sizes_of,
 )
 from spikecl.networks import Conv2d, Outside, Suppression, Taps
@@ -73,6 +74,10 @@ class Owm(MethodSpec):
     samples: PositiveInt = 5000
     others: Others = "freeze"
 
+    def __post_init__(self) -> None:
+        if self.when == "step":
+            refuse_unused(self, ("samples",), beside="with when='step', which looks at every batch")
+
     @property
     def needs(self) -> Reveal:  # type: ignore[override]
         """Boundaries, unless all that it does is done in every step alike."""
@@ -82,18 +87,23 @@ class Owm(MethodSpec):
 
     def start(self, context: Context) -> Method:
         """Return the running method."""
-        return project(_Regressors(self, context), context, self.others)
+        return project(_OfBatches(self, context), context, self.others)
 
 
-class _Regressors(Protection):
-    def __init__(self, spec: Owm, context: Context):
-        self._spec, self._context = spec, context
-        self.steady = spec.when == "after"
-        self.sizes = sizes_of(context, "owm")
-        self._alpha = per_synapse(spec.alpha, self.sizes, "method.owm.alpha")
-        self._decay = per_synapse(spec.decay, self.sizes, "method.owm.decay")
-        self.lateral: dict[str, Tensor] = {}  # I - P in double precision
-        self._places: dict[str, int] = {}  # a convolution's patches per map
+class Regressors(Protection):
+    """A P of each synapse, by recursive least squares; ``lateral`` is I - P in double precision.
+
+    Args:
+        context: The run.
+        name: Of the method.
+        only: The one synapse that is protected, where not all are.
+    """
+
+    def __init__(self, context: Context, name: str, *, only: str | None = None):
+        self._context, self._name = context, name
+        self.sizes = sizes_of(context, name, only=only)
+        self.lateral: dict[str, Tensor] = {}
+        self.silent = Silent(name, self.sizes)
 
     def outside(self, name: str) -> Outside | None:
         if name not in self.lateral:
@@ -105,6 +115,44 @@ class _Regressors(Protection):
         return torch.eye(len(lateral), dtype=lateral.dtype, device=lateral.device) - lateral
 
     def begin(self, view: LearnerView) -> None:
+        self.silent.begin()
+
+    def show(self, name: str, rows: Tensor, *, alpha: float) -> None:
+        """Let P of a synapse learn from rows [R, n] in double precision."""
+        n = self.sizes[name]
+        old = self.lateral.get(name, rows.new_zeros(n, n))
+        self.lateral[name] = one_shot(old, rows, alpha).contiguous()
+
+    def end(self, view: LearnerView) -> None:
+        self.silent.end()
+
+    def report(self) -> dict[str, object]:
+        free = {name: float(self._matrix(name).diagonal().mean()) for name in self.lateral}
+        return {name: {"plasticity": value} for name, value in free.items()}
+
+    def state_dict(self) -> State:
+        return {"lateral": self.lateral, "silent": self.silent.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        check_fits(state["lateral"], self.sizes, self._name)
+        self.lateral = in_order(state["lateral"], self.sizes)
+        self.silent.load_state_dict(state.get("silent", {}))
+
+    def nbytes(self) -> int:
+        return nbytes(*self.lateral.values())
+
+
+class _OfBatches(Regressors):
+    def __init__(self, spec: Owm, context: Context):
+        super().__init__(context, "owm")
+        self._spec = spec
+        self.steady = spec.when == "after"
+        self._alpha = per_synapse(spec.alpha, self.sizes, "method.owm.alpha")
+        self._decay = per_synapse(spec.decay, self.sizes, "method.owm.decay")
+        self._places: dict[str, int] = {}  # a convolution's patches per map
+
+    def begin(self, view: LearnerView) -> None:
+        super().begin(view)
         found = [n for n in self.sizes if isinstance(self._context.network.synapses[n], Conv2d)]
         for seen in self._context.host.look(view.samples, 1) if found else ():
             taps = Taps()
@@ -122,16 +170,14 @@ class _Regressors(Protection):
 
     def _learn(self, name: str, rows: Tensor, progress: float) -> None:
         """Show the mean of rows [R, n] to P, or those of each place."""
-        n = self.sizes[name]
-        means = rows.reshape(-1, self._places.get(name, 1), n).mean(0).double()
-        old = self.lateral.get(name, means.new_zeros(n, n))
-        alpha = self._alpha[name] * self._decay[name] ** progress
-        self.lateral[name] = one_shot(old, means, alpha).contiguous()
+        self.silent.note(name, rows)
+        means = rows.reshape(-1, self._places.get(name, 1), self.sizes[name]).mean(0).double()
+        self.show(name, means, alpha=self._alpha[name] * self._decay[name] ** progress)
 
     def end(self, view: LearnerView) -> None:
         if self._spec.when == "after":
             self._look(view)
-        check_alive(self.lateral, "owm")
+        super().end(view)
 
     def _look(self, view: LearnerView) -> None:
         total, done = min(self._spec.samples, len(view.samples)), 0
@@ -141,17 +187,9 @@ class _Regressors(Protection):
                     self._learn(name, rows, done / total)
             done += seen.x.shape[1]
 
-    def report(self) -> dict[str, object]:
-        free = {name: float(self._matrix(name).diagonal().mean()) for name in self.lateral}
-        return {name: {"plasticity": value} for name, value in free.items()}
-
     def state_dict(self) -> State:
-        return {"lateral": self.lateral, "places": self._places}
+        return {**super().state_dict(), "places": self._places}
 
     def load_state_dict(self, state: State) -> None:
-        check_fits(state["lateral"], self.sizes, "owm")
-        self.lateral = in_order(state["lateral"], self.sizes)
+        super().load_state_dict(state)
         self._places = dict(state["places"])
-
-    def nbytes(self) -> int:
-        return nbytes(*self.lateral.values())

@@ -9,13 +9,22 @@ exact. Otherwise the update that was applied is. Both are ``ΔW = -η G P`` for 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import fields
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from spikecl.continual.method import Context, Factors, Lateral, Method, Tensors, overrides
+from spikecl.continual.method import (
+    Context,
+    Factors,
+    Lateral,
+    Method,
+    MethodSpec,
+    Tensors,
+    overrides,
+)
 from spikecl.errors import ConfigError, PairingError, RunError, UsageError
 from spikecl.networks import AnyFactor, BatchNorm, Layer, NoAutapses, Outside
 from spikecl.storage import State
@@ -37,10 +46,13 @@ class Protection(ABC):
             of gradients that were projected earlier is not projected now.
         projector: Whether ``P P = P``. Where it is not, updates must not be projected that have
             parts of earlier ones, as those of an average do.
+        gathers: What it makes of the samples of each experience, in words; see
+            :class:`~spikecl.continual.method.Method`.
     """
 
     steady = True
     projector = False
+    gathers = "the activity that it protects"
 
     @abstractmethod
     def outside(self, name: str) -> Outside | None:
@@ -135,6 +147,11 @@ class ProjectFactors(Method):
         self._experience = 0
         self._apart = context.host.apart
 
+    @property
+    def gathers(self) -> str:  # type: ignore[override]
+        """What the protection makes of the samples of each experience."""
+        return self.protection.gathers
+
     def begin(self, view: LearnerView) -> None:
         self._stand()
         self.protection.begin(view)
@@ -223,10 +240,10 @@ class ProjectUpdates(ProjectFactors):
         self._keep_heads(changed)
         return changed
 
-    def _held(self, name: str) -> Tensor | None:
-        """Return the entries of a synapse's weights that methods before hold still, as rows."""
-        found = [method.still().get(f"{name}.weight") for method in self._context.before]
-        held = [each.flatten(1) for each in found if each is not None]
+    def _held(self, parameter: str) -> Tensor | None:
+        """Return the entries of a parameter that methods before hold still."""
+        found = [method.still().get(parameter) for method in self._context.before]
+        held = [each for each in found if each is not None]
         return torch.stack(held).any(0) if held else None
 
     def _keep_heads(self, changed: dict[str, Tensor]) -> None:
@@ -237,11 +254,12 @@ class ProjectUpdates(ProjectFactors):
                 changed[name] = changed[name] * _rows_of(own, changed[name])
 
     def _projected(self, name: str, update: Tensor, outside: Outside) -> Tensor:
-        rows, held = outside.residual(update.flatten(1)), self._held(name)
+        rows, held = outside.residual(update.flatten(1)), self._held(f"{name}.weight")
         maps = self._context.network.synapses[name].maps
         autapses = not any(isinstance(each, NoAutapses) for each in maps)
         if held is None:
             return (rows if autapses else without_diagonal(rows, outside)).view_as(update)
+        held = held.flatten(1)
         if not autapses:
             held = held | torch.eye(len(held), dtype=torch.bool, device=held.device)
         return without_entries(rows, outside, held).view_as(update)
@@ -271,13 +289,16 @@ def without_entries(rows: Tensor, outside: Outside, still: Tensor) -> Tensor:
     """Return projected rows [m, n] whose entries ``still`` [m, n] stay as they are.
 
     Of all updates of a row with ``u_S = 0`` the nearest in the metric of P is
-    ``u - P_:S P_SS^+ u_S``. Rows that hold the same entries still are solved together.
+    ``u - P_:S P_SS^+ u_S``. Rows that hold the same entries still are solved together, and those
+    that hold all are zero.
     """
     p, made = outside.rows().double(), rows.clone()
     patterns, which = torch.unique(still, dim=0, return_inverse=True)
     for number, held in enumerate(patterns):
-        if held.any():
-            own = which == number
+        own = which == number
+        if held.all():
+            made[own] = 0
+        elif held.any():
             solved = torch.linalg.pinv(p[held][:, held], rtol=1e-9, hermitian=True)
             back = rows[own][:, held].double() @ solved @ p[held]
             made[own] = (rows[own] - back).masked_fill(held, 0).to(rows)
@@ -330,6 +351,20 @@ def per_synapse(given: T | tuple[T, ...], sizes: Mapping[str, int], key: str) ->
             f"({', '.join(sizes)}); give one per synapse or one number"
         )
     return dict(zip(sizes, values, strict=True))
+
+
+def refuse_unused(spec: MethodSpec, names: Collection[str], beside: str) -> None:
+    """Refuse options that were given and would have no effect.
+
+    Raises:
+        ConfigError: One of ``names`` has another value than its default; ``beside`` says why that
+            is not used.
+    """
+    for each in fields(spec):  # type: ignore[arg-type]
+        given = getattr(spec, each.name)
+        if each.name in names and given != each.default:
+            shown = str(given).lower() if isinstance(given, bool) else given
+            raise ConfigError(f"{each.name}={shown} has no effect {beside}; leave one of them out")
 
 
 def in_order(found: Mapping[str, T], sizes: Mapping[str, int]) -> dict[str, T]:

@@ -59,7 +59,7 @@ class Sgp(MethodSpec):
     others: Others = "freeze"
 
     def __post_init__(self) -> None:
-        check_sizing(rows=self.rows, offbyone=self.first_task_offbyone)
+        check_sizing(self)
 
     def start(self, context: Context) -> Method:
         """Return the running method."""

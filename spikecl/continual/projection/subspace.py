@@ -38,10 +38,7 @@ class Subspace:
 
     def complement(self) -> Complement | None:
         """Return the directions left free; ``None`` while all are."""
-        if not len(self.rows):
-            return None
-        columns = torch.linalg.qr(self.rows.T, mode="complete").Q[:, len(self.rows) :]
-        return Complement(self.rows, columns.contiguous())
+        return complement(self.rows)
 
     def residual(self, x: Tensor) -> Tensor:
         """Return the part of rows [R, n] outside the subspace."""
@@ -65,7 +62,7 @@ class Subspace:
                 held[count] = left / left.norm()
                 count += 1
         added = count - len(self.rows)
-        self.rows = held[:count].contiguous()
+        self.rows = held if count == len(held) else held[:count].clone()  # no more than is used
         return added
 
     def report(self) -> dict[str, object]:
@@ -75,6 +72,14 @@ class Subspace:
     def nbytes(self) -> int:
         """Return the bytes of the rows."""
         return nbytes(self.rows)
+
+
+def complement(rows: Tensor) -> Complement | None:
+    """Return the directions that orthonormal rows [k, n] leave free; ``None`` where k is 0."""
+    if not len(rows):
+        return None
+    columns = torch.linalg.qr(rows.T, mode="complete").Q[:, len(rows) :]
+    return Complement(rows, columns.contiguous())
 
 
 def principal(covariance: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from spikecl.continual.projection.gpm import Bases, Energies, Growth, Sizing
 from spikecl.continual.projection.moments import check_alive, moments
 from spikecl.continual.projection.protection import Others, ProjectUpdates
 from spikecl.continual.projection.sgp import Scaled
-from spikecl.continual.projection.subspace import count_for_energy, principal
+from spikecl.continual.projection.subspace import count_for_energy
 from spikecl.networks import AnyFactor, GradientFactor, Network, Outside
 from spikecl.networks.network import own_parameters
 from spikecl.storage import State, nbytes
@@ -229,11 +229,7 @@ class TrustRegions(Bases):
     def extend(self, path: str, covariance: Tensor) -> dict[str, object]:
         memory, total = self.memory[path], float(covariance.trace())
         rows = memory.rows.double()
-        left = covariance - (covariance @ rows.T) @ rows
-        left = left - rows.T @ (rows @ left)
-        values, vectors = principal((left + left.T) / 2)
-        rounding = torch.finfo(memory.rows.dtype).eps * total
-        values = values.where(values > rounding, 0)
+        values, vectors = self.new(path, covariance)
         pool = torch.cat([((rows @ covariance) * rows).sum(1).clamp_min(0), values])
         order = pool.argsort(descending=True, stable=True)
         share = min(1.0, self._energy[path] + self._sizing.growth * self._experience)

@@ -15,7 +15,18 @@ from spikecl.data.arrays import checked
 from spikecl.encoding import Direct
 from spikecl.errors import ConfigError, PairingError, UsageError
 from spikecl.learner import Learner, TrainPlan
-from spikecl.networks import Mlp, SpikingConvNet, SpikingMlp, SpikingRecurrentNet, SpikingResNet
+from spikecl.networks import (
+    BatchNorm,
+    Cells,
+    Layer,
+    Linear,
+    Mlp,
+    Network,
+    SpikingConvNet,
+    SpikingMlp,
+    SpikingRecurrentNet,
+    SpikingResNet,
+)
 from spikecl.neurons import LIF
 from spikecl.optim import Adam, AdamW, Sgd
 from spikecl.seeds import Seeds
@@ -36,6 +47,16 @@ SPECS = {
     "own": (
         SpikingMlp(hidden=(12,), neuron=NEURON, learns=("v_th",), per_neuron=True, bias=True),
         (8,),
+    ),
+    "norm": (
+        SpikingMlp(hidden=(12, 10), neuron=NEURON, norm="batch", readout="mean_current"),
+        (8,),
+    ),
+    "conv norm": (
+        SpikingConvNet(
+            channels=(8,), kernel=2, pool_size=1, hidden=(10,), neuron=NEURON, norm="batch"
+        ),
+        (2, 4),
     ),
 }
 
@@ -93,6 +114,36 @@ def test_disjoint_contexts_forget_nothing_to_the_last_bit(kind, optimiser):
     assert not torch.equal(said[0][0], said[1][1])
     matrix = learner.scores.matrices()[0]
     assert matrix.final.mean() > 0.5
+
+
+@pytest.mark.parametrize("disjoint", [True, False])
+def test_running_statistics_of_silent_units_stand_still_to_the_last_bit(disjoint):
+    method = Gating(share=0.6, disjoint=disjoint)
+    learner = learner_of(method, kind="norm", experiences=2)
+    before = None
+    for tick in learner.ticks():
+        now = {n: s.clone() for n, s in learner.network.statistics().items()}
+        if before is not None and tick.kind in ("step", "window"):
+            for name, old in before.items():
+                awake = running(learner)._gates[-1][name.split(".")[0]] > 0
+                assert torch.equal(now[name] == old, ~awake), name
+        before = now
+    assert len(before) == 4
+
+
+def test_norms_that_are_not_of_units_are_refused():
+    class Whole(BatchNorm):
+        def __init__(self):
+            super().__init__(1)
+
+    network = Network(
+        {
+            "a": Layer(Linear(4, 3), Cells(NEURON), inputs=("input",), norm=Whole()),
+            "out": Layer(Linear(3, 2), None, inputs=("a",)),
+        }
+    )
+    with pytest.raises(PairingError, match=r"'a.norm.mean' has no number of each unit"):
+        Gating().start(context_of(network))
 
 
 def test_contexts_that_share_units_do_forget():

@@ -144,6 +144,8 @@ def test_recurrent_weights_and_channels_are_rows_too():
     step(method, {"hidden1": rates})
     for name in ("hidden1.weight", "hidden1.recurrent.weight"):
         wanted = before[name] * (1.5 - 0.5 * rates)[:, None]
+        if name == "hidden1.recurrent.weight":  # no neuron listens to itself
+            wanted.diagonal().copy_(before[name].diagonal())
         torch.testing.assert_close(network.weights()[name].detach(), wanted)
     network = SpikingConvNet(channels=(3,), kernel=2, pool_size=1).build((2, 4), 3)
     method = started(Scaling(rate=0.5, target=1.0), network)
@@ -271,6 +273,24 @@ def test_a_sum_is_not_gone_beyond():
 def test_impossible_values_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Scaling(**wrong)
+
+
+@pytest.mark.parametrize("excitatory", [0.0, 0.5])
+def test_a_sum_is_that_of_weights_in_effect(excitatory):
+    """A neuron does not listen to itself: what is stored there counts for nothing, and stays."""
+    network = SpikingRecurrentNet(hidden=(6,), neuron=LIF(beta=0.5), excitatory=excitatory)
+    network = network.build((4,), 3).double()
+    method = started(Scaling(form="sum", rate=1.0, target_sum=2.0), network)
+    synapse = network.synapses["hidden1.recurrent"]
+    before = synapse.weight.detach().clone()
+    assert before.diagonal().any()
+    step(method, {"hidden1": torch.full((6,), 0.1).double()})
+    assert torch.equal(synapse.weight.diagonal(), before.diagonal())
+    in_effect = synapse.effective({"weight": synapse.weight.detach()})
+    excite = in_effect.clamp_min(0) if excitatory else in_effect.abs()
+    torch.testing.assert_close(excite.sum(1), torch.full((6,), 2.0).double())
+    plain = method.report()["hidden1.recurrent"]["weight_sum"]["mean"]
+    assert plain == pytest.approx(2.0)
 
 
 def test_values_that_are_alike_but_for_rounding_have_a_histogram():

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from spikecl.continual import Finetune, Hlop
+from spikecl.continual import Context, Finetune, Hlop
 from spikecl.continual.homeostasis.sleep import Sleep
 from spikecl.continual.importance.ewc import Ewc
 from spikecl.continual.importance.l2 import L2
 from spikecl.continual.importance.si import Si
 from spikecl.data.arrays import checked
-from spikecl.encoding import Direct
+from spikecl.encoding import Direct, StepCrossEntropy
 from spikecl.errors import ConfigError, PairingError
 from spikecl.learner import Learner, TrainPlan
 from spikecl.networks import Mlp, SpikingConvNet, SpikingMlp, SpikingRecurrentNet
@@ -24,11 +24,12 @@ from spikecl.optim import Adam, Sgd
 from spikecl.seeds import Seeds
 from spikecl.storage import join, split
 from spikecl.streams import DOMAIN_IL, TASK_FREE, permuted
-from spikecl.trainers import Bptt
+from spikecl.trainers import Bptt, Ottt
 
 CPU = torch.device("cpu")
 NEURON = LIF(beta=0.5, v_th=0.3)
 DENSE = Mlp(hidden=(7, 6))
+SPIKING = SpikingMlp(hidden=(7, 6), neuron=LIF(beta=0.5, v_th=0.1), readout="mean_current")
 LIVELY = {"gain": 3.0, "max_rate": 0.6, "threshold": 1.5}
 
 
@@ -47,17 +48,26 @@ class Whole(Direct):
         return x.double().expand(self.steps, *x.shape)
 
 
-def learner_of(*methods, network=DENSE, shape=(8,), reveal=DOMAIN_IL, optimiser=None, epochs=2):
+def learner_of(
+    *methods,
+    network=DENSE,
+    shape=(8,),
+    reveal=DOMAIN_IL,
+    optimiser=None,
+    epochs=2,
+    trainer=None,
+):
     return Learner(
         stream=permuted(data(shape), experiences=3, seed=1).with_reveal(reveal),
         network=network.build(shape, 3).double(),
         encoder=Whole(steps=2),
-        trainer=Bptt(),
+        trainer=trainer or Bptt(),
         methods=methods,
         optimiser=optimiser or Sgd(lr=0.2),
         plan=TrainPlan(batch=6, epochs=epochs),
         seeds=Seeds(4),
         device=CPU,
+        loss=StepCrossEntropy() if isinstance(trainer, Ottt) else None,
     )
 
 
@@ -185,16 +195,54 @@ def test_without_boundaries_it_sleeps_once():
     assert learner.methods.methods["sleep"]._experience == 1
 
 
-def test_a_checkpoint_has_all_there_is():
+@pytest.mark.parametrize(
+    "trainer", [Bptt(), Ottt(update="window", window=1)], ids=["whole", "parts"]
+)
+def test_without_boundaries_it_dreams_of_all_samples(trainer):
+    """Not of those of the last experience, which would tell where it began."""
+    learner = learner_of(
+        Sleep(steps=20, **LIVELY), reveal=TASK_FREE, network=SPIKING, trainer=trainer
+    )
+    for _ in learner.ticks():
+        pass
+    sets = [event.train.load().x.double().flatten(1) for event in learner.stream]
+    mean, last = (x.mean(0) / x.mean(0).max() for x in (torch.cat(sets), sets[-1]))
+    found = learner.methods.methods["sleep"]._mean
+    torch.testing.assert_close(found, mean)
+    assert not torch.allclose(found, last, atol=0.05)
+
+
+def test_without_boundaries_currents_are_measured_as_they_come():
+    learner = learner_of(Sleep(steps=5, **LIVELY), reveal=TASK_FREE, optimiser=Sgd(lr=1e-12))
+    weights = [w.detach().clone() for w in learner.methods.methods["sleep"]._chain.values()]
+    for _ in learner.ticks():
+        pass
+    h = torch.cat([event.train.load().x.double().flatten(1) for event in learner.stream])
+    for w, top in zip(weights, learner.methods.methods["sleep"]._tops.values(), strict=True):
+        torch.testing.assert_close(top, (h @ w.T).max())
+        h = torch.relu(h @ w.T)
+
+
+def test_where_no_weight_learns_nothing_is_done_silently():
+    network = DENSE.build((8,), 3)
+    network.requires_grad_(False)
+    context = Context(network, Sgd(), Seeds(0), DOMAIN_IL, 3, CPU)
+    with pytest.raises(PairingError, match="method 'sleep' is about weights that learn"):
+        Sleep().start(context)
+    Sleep(steps=0).start(context)
+
+
+@pytest.mark.parametrize("reveal", [DOMAIN_IL, TASK_FREE], ids=["told", "not told"])
+def test_a_checkpoint_has_all_there_is(reveal):
     spec, half, rows = Sleep(steps=20, **LIVELY), None, []
-    whole = learner_of(spec)
+    whole = learner_of(spec, reveal=reveal)
     for tick in whole.ticks():
         rows += tick.rows
         if half is None and tick.position.event == 1 and tick.position.step == 2:
             tensors, values = split(whole.state_dict())
             half = ({n: t.clone() for n, t in tensors.items()}, json.loads(json.dumps(values)))
             count = len(rows)
-    again = learner_of(spec)
+    again = learner_of(spec, reveal=reveal)
     again.load_state_dict(join(*half))
     assert [row for tick in again.ticks() for row in tick.rows] == rows[count:]
 

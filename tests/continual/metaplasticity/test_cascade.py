@@ -34,6 +34,19 @@ def matrices(n, x):
     return np.array(states), found
 
 
+def counted(n, count=1024):
+    """The transitions that the rule makes, counted over numbers drawn evenly: exact for x = 1/2."""
+    states, drawn = [*range(-n, 0), *range(1, n + 1)], (torch.arange(count) + 0.5).double() / count
+    found = {asked: np.zeros((2 * n, 2 * n)) for asked in (-1, 1)}
+    for asked, matrix in found.items():
+        for row, state in zip(matrix, states):
+            start = torch.full((count,), float(state), dtype=torch.float64)
+            after = moved(start, torch.full((count,), float(asked)), drawn, n, 0.5)
+            for k, other in enumerate(states):
+                row[k] = float((after == other).double().mean())
+    return np.array(states), found
+
+
 @pytest.mark.parametrize(("n", "x"), [(1, 0.5), (2, 0.5), (4, 0.5), (5, 0.3)])
 @pytest.mark.parametrize("asked", [-1, 1])
 def test_one_step_has_the_probabilities(n, x, asked):
@@ -70,7 +83,7 @@ def test_one_level_is_a_plain_binary_synapse_and_forgets_exponentially():
 
 def test_a_trace_falls_by_a_power_of_time_until_the_last_level():
     """Exact means of ten levels, from where random memories leave them: all states alike."""
-    states, found = matrices(10, 0.5)
+    states, found = counted(10)
     random = (found[-1] + found[1]) / 2
     rest = np.linalg.matrix_power(random, 2**22)[0]
     np.testing.assert_allclose(rest, np.full(20, 0.05), atol=1e-9)

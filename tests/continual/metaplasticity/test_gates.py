@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from spikecl.continual import Context
+from spikecl.components import component
+from spikecl.continual import (
+    Context,
+    Cuber,
+    Dendrites,
+    Gating,
+    Method,
+    MethodSpec,
+    Phase,
+    Trgp,
+)
+from spikecl.continual.compose import method_name
 from spikecl.continual.importance.ewc import Ewc
 from spikecl.continual.importance.l2 import L2
 from spikecl.continual.importance.mas import Mas
@@ -21,12 +34,12 @@ from spikecl.continual.metaplasticity.tacos import Tacos
 from spikecl.encoding import Direct, StepCrossEntropy
 from spikecl.errors import PairingError
 from spikecl.learner import Learner, TrainPlan
-from spikecl.networks import Binarise, Layer, Linear, Network, SpikingMlp
+from spikecl.networks import Binarise, Layer, Linear, Mlp, Network, SpikingMlp
 from spikecl.neurons import LIF
 from spikecl.optim import Adam, Sgd
 from spikecl.seeds import Seeds
 from spikecl.storage import join, split
-from spikecl.streams import DOMAIN_IL, TASK_FREE
+from spikecl.streams import DOMAIN_IL, TASK_FREE, TASK_IL
 from spikecl.trainers import Ottt
 
 RULES = {
@@ -99,10 +112,10 @@ def context(network):
 
 def test_binary_weights_alone_that_learn():
     network = mixed()
-    assert weights_of(context(network)) == ["a.weight", "out.weight"]
+    assert weights_of(context(network), "x") == ["a.weight", "out.weight"]
     assert binary_weights(context(network), "x", "or not") == ["a.weight"]
     network.weights()["a.weight"].requires_grad_(False)
-    assert weights_of(context(network)) == ["out.weight"]
+    assert weights_of(context(network), "x") == ["out.weight"]
     with pytest.raises(PairingError, match=r"'x' is about hidden weights.*\['a', 'out'\].*or not"):
         binary_weights(context(network), "x", "or not")
 
@@ -137,3 +150,63 @@ def test_a_step_that_a_rule_would_not_take_is_refused(lab, rule, penalty):
         for s in (0.0, 30.0)
     )
     assert any(not torch.equal(one[name], strong[name]) for name in one)
+
+
+NOTHING = [BennaFusi(), HalfFineTuning(), Laborieux(on="all"), Laborieux(), Mesu(), Tacos(), Bimu()]
+
+
+@pytest.mark.parametrize("rule", NOTHING, ids=str)
+def test_where_no_weight_learns_nothing_is_done_silently(rule):
+    network = mixed()
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(PairingError, match=f"method '{method_name(rule)}' is about weights that"):
+        rule.start(context(network))
+    network.weights()["a.weight"].requires_grad_(True)
+    rule.start(context(network))
+
+
+@pytest.mark.parametrize("rule", [Mesu(samples=2), Bimu(samples=2)], ids=["mesu", "bimu"])
+def test_weights_that_are_drawn_leave_nothing_of_an_earlier_method_s(lab, rule):
+    network = Mlp(hidden=(7,), binary="fixed" if isinstance(rule, Bimu) else "none")
+    name = method_name(rule)
+    for one in (rule, replace(rule, samples=1)):
+        with pytest.raises(PairingError, match=f"'{name}' draws weights anew.*'shrunk'.*lost"):
+            lab.learner(Shrunk(), one, network=network)
+    late = Shrunk(later=True)
+    with pytest.raises(PairingError, match=f"'{name}' with samples=2.*'shrunk'.*first alone"):
+        lab.learner(late, rule, network=network)
+    learner = lab.learner(late, replace(rule, samples=1), network=network)
+    assert [*learner.methods.methods] == [name, "shrunk"]
+    lab.run(learner)
+
+
+@pytest.mark.parametrize("rule", [Mesu(), Mesu(samples=2)], ids=["one", "two"])
+@pytest.mark.parametrize("other", [Dendrites(), Gating(), Trgp(), Cuber()], ids=method_name)
+def test_drawn_weights_beside_those_of_contexts(lab, rule, other):
+    stream = lab.stream(TASK_IL)
+    refused = isinstance(other, Dendrites) or rule.samples > 1
+    if not refused:
+        lab.learner(rule, other, stream=stream)
+        return
+    with pytest.raises(PairingError, match="would get lost|in the first alone"):
+        lab.learner(other, rule, stream=stream)
+
+
+@component
+class Shrunk(MethodSpec):
+    """Weights of a step are smaller than those stored."""
+
+    later: bool = False
+
+    @property
+    def phase(self):
+        return Phase.NOISE if self.later else Phase.FIRST
+
+    def start(self, context):
+        return _Shrunk()
+
+
+class _Shrunk(Method):
+    def weights(self, weights):
+        return {name: 0.5 * w for name, w in weights.items()}

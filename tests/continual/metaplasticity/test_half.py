@@ -5,16 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spikecl.continual import Finetune
+from spikecl.continual import Finetune, Gpm, Ncl, Scaling, Sleep, Threshold, TwoSided
 from spikecl.continual.metaplasticity.benna_fusi import BennaFusi
 from spikecl.continual.metaplasticity.half import HalfFineTuning
 from spikecl.continual.metaplasticity.mesu import Mesu
 from spikecl.continual.metaplasticity.tacos import Tacos
 from spikecl.errors import PairingError
+from spikecl.networks import SpikingMlp
+from spikecl.neurons import LIF
 from spikecl.optim import Adam, Sgd
 from spikecl.streams import TASK_FREE
 
 DEEP = {"hidden": (7, 6, 5, 4), "bias": True}
+SPIKING = SpikingMlp(hidden=(7,), neuron=LIF(beta=0.5, v_th=0.1), learns=("v_th",), per_neuron=True)
 
 
 @pytest.mark.parametrize("others", ["learn", "half"])
@@ -86,3 +89,46 @@ def test_no_other_gate_moves_what_stands_still(lab, gate):
                 still = {n for n in after if torch.equal(after[n], before[n])}
                 assert still == set(frozen) != set()
                 before = after
+
+
+def test_it_says_what_stands_still(lab):
+    learner = lab.learner(HalfFineTuning(), **DEEP)
+    half = lab.method(learner, "half")
+    assert half.still() == {}
+    lab.run(learner, until=0)
+    still, weights = half.still(), learner.network.weights()
+    assert list(still) == half.frozen != []
+    assert all(mask.all() and mask.shape == weights[name].shape for name, mask in still.items())
+
+
+def test_projections_that_tie_rows_are_refused_and_others_leave_frozen_tensors(lab):
+    for both in (TwoSided(), Ncl()):
+        with pytest.raises(PairingError, match="holds entries of weights still"):
+            lab.learner(HalfFineTuning(), both)
+    learner = lab.learner(HalfFineTuning(), Gpm(), **DEEP)
+    lab.run(learner, until=0)
+    before = lab.weights(learner)
+    lab.run(learner, until=1)
+    after, frozen = lab.weights(learner), lab.method(learner, "half").frozen
+    names = {n for n in after if n.endswith("weight")}
+    assert {n for n in names if torch.equal(after[n], before[n])} == set(frozen) != set()
+
+
+@pytest.mark.parametrize("method", [Scaling(), Sleep(steps=5)], ids=["scaling", "sleep"])
+def test_who_writes_weights_beside_the_update_is_refused(lab, method):
+    lab.learner(method, network=SPIKING)
+    for both in ((HalfFineTuning(), method), (method, HalfFineTuning())):
+        with pytest.raises(PairingError, match="'half' holds weights still, and method 's"):
+            lab.learner(*both, network=SPIKING)
+
+
+@pytest.mark.filterwarnings("ignore:layer .* cannot reach")
+def test_thresholds_that_a_method_owns_are_not_drawn(lab):
+    both = (HalfFineTuning(share=1.0, others="half"), Threshold(rate=0.05))
+    learner = lab.learner(*both, network=SPIKING)
+    before = lab.weights(learner)
+    lab.run(learner)
+    after = lab.weights(learner)
+    own = {n for n in after if n.endswith("v_th")}
+    assert {n for n in after if not torch.equal(after[n], before[n])} == own != set()
+    assert set(lab.method(learner, "half").frozen) == set(after) - own

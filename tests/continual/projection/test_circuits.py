@@ -258,6 +258,17 @@ def test_what_it_says_of_its_spikes():
     assert torch.equal(start, kept)
 
 
+def test_what_is_said_of_parts_is_what_is_said_of_all():
+    x = rows_of(40, 6)
+    whole = spiking_one_shot(torch.zeros(6, 6).double(), x, 2.0, steps=12, quantum=0.3)
+    parts = spiking_one_shot(torch.zeros(6, 6).double(), x[:7], 2.0, steps=12, quantum=0.3)
+    for rows in (x[7:30], x[30:]):
+        made = spiking_one_shot(parts.lateral, rows, 2.0, steps=12, quantum=0.3)
+        parts = made.after(parts)
+    assert torch.equal(parts.lateral, whole.lateral) and parts.events == whole.events
+    assert parts.error == pytest.approx(whole.error, rel=1e-12)
+
+
 def test_no_rows_say_nothing():
     made = spiking_one_shot(torch.eye(3), torch.zeros(0, 3), 1.0, steps=3, quantum=0.1)
     assert torch.equal(made.lateral, torch.eye(3)) and (made.events, made.error) == (0, 0)

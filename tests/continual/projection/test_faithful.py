@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spikecl.continual import Context, Hlop
-from spikecl.networks import Factor, SpikingMlp, initialise
+from spikecl.networks import Factor, SpikingConvNet, SpikingMlp, initialise
 from spikecl.optim import Adam, Sgd
 from spikecl.seeds import Seeds
 from spikecl.storage import join, split
@@ -140,6 +140,7 @@ def test_at_most_as_many_rows_as_inputs():
     assert method.report()["readout"] == {
         "rows": 5,
         "free": 0,
+        "full": True,
         "orthonormality_defect": pytest.approx(
             np.abs(
                 method.protection.lateral["readout"].numpy()
@@ -148,6 +149,15 @@ def test_at_most_as_many_rows_as_inputs():
             ).max()
         ),
     }
+
+
+def test_the_low_rate_is_of_a_first_synapse_that_is_dense():
+    """specs/hlop.md, 1.1: 0.01 but for the 784-input layer of the networks for permuted MNIST."""
+    conv = SpikingConvNet(channels=(2, 3), kernel=2, hidden=(), pool_size=1).build((5, 5, 1), 3)
+    made = Context(conv, Sgd(), Seeds(3), DOMAIN_IL, 3, torch.device("cpu"))
+    method = Hlop(rows=(1,), faithful=True).start(made)
+    assert list(method.protection._rates.values()) == [0.01, 0.01, 0.01]
+    assert list(started().protection._rates.values()) == [0.001, 0.01, 0.01]
 
 
 def test_biases_are_frozen_after_the_first_task():

@@ -456,8 +456,13 @@ def test_what_means_nothing_is_refused(wrong):
 
 
 def test_one_less_is_about_energies():
-    with pytest.raises(ConfigError, match="first_task_offbyone=true.*rows=3.*leave one out"):
+    with pytest.raises(
+        ConfigError, match="first_task_offbyone=true.*rows=3.*leave one of them out"
+    ):
         Gpm(rows=3, first_task_offbyone=True)
+    for name, value in (("energy", 0.9), ("growth", 0.0)):
+        with pytest.raises(ConfigError, match=f"{name}={value} .*where rows=3 sizes.*leave one"):
+            Gpm(rows=3, **{name: value})
 
 
 @pytest.mark.parametrize("key", ["energy", "rows"])

@@ -409,7 +409,7 @@ LOOPS = {
 @pytest.mark.parametrize(("rows", "vary", "every", "options"), LOOPS.values(), ids=LOOPS)
 def test_three_tasks_equal_a_plain_loop(rows, vary, every, options):
     spikes: dict = {}
-    if options:  # steps of 1/16 of length 0.1875, which no drive is halfway between
+    if "lateral" in options:  # steps of 1/16 of length 0.1875, which no drive is halfway between
         options = {"lateral_scale": 3.0, "lateral_steps": 16, **options}
         spikes["code"] = lambda y: (y.clamp(-3, 3) * 16 / 3).round() * 3 / 16
         spikes["rule"] = options.get("rule", "oja")
@@ -676,7 +676,15 @@ SPIKES = {
 
 
 def spec_of(name, **options):
-    return Hlop(rows=(0.3,), lateral_scale=3.0, lateral_steps=20, **{**SPIKES[name], **options})
+    spikes = {"lateral_scale": 3.0, "lateral_steps": 20} if "lateral" in SPIKES[name] else {}
+    return Hlop(rows=(0.3,), **spikes, **{**SPIKES[name], **options})
+
+
+@pytest.mark.parametrize("option", [{"lateral_scale": 3.0}, {"lateral_steps": 20}], ids=str)
+def test_linear_neurons_have_no_size_of_spikes(option):
+    ((name, value),) = option.items()
+    with pytest.raises(ConfigError, match=f"{name}={value} has no effect with lateral='linear'"):
+        Hlop(**option)
 
 
 @pytest.mark.parametrize("optimiser", ["decay", "adam", "adam with decay"])

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from spikecl.continual import Finetune, Hlop, Inhibition
 from spikecl.continual.projection import inhibition
+from spikecl.continual.projection.circuits import spiking_one_shot
 from spikecl.continual.projection.inhibition import alpha_for
 from spikecl.continual.projection.protection import ProjectFactors, ProjectUpdates
 from spikecl.encoding import Encoder
@@ -316,6 +317,26 @@ def test_spiking_comes_near_and_says_how_it_went():
     assert off[1] < 0.01 < off[0]
 
 
+def test_spikes_are_counted_over_the_whole_experience(monkeypatch):
+    """Batches are of different sizes: 4, 4 and 2."""
+    parts = []
+
+    def noted(*args, **kwargs):
+        parts.append(spiking_one_shot(*args, **kwargs))
+        return parts[-1]
+
+    monkeypatch.setattr(inhibition, "spiking_one_shot", noted)
+    learner = until(learner_of(Inhibition(rule="spiking", quantum=1.0)), 0)
+    assert len(parts) == 9  # three synapses
+    for i, said in enumerate(method_of(learner).report().values()):
+        own = parts[i::3]
+        rows, wrong, size = (sum(getattr(p, k) for p in own) for k in ("rows", "wrong", "size"))
+        assert rows in (10, STEPS * 10)  # the input is the same in each step
+        assert said["events"] == pytest.approx(sum(p.events * p.rows for p in own) / rows)
+        assert said["error"] == pytest.approx((wrong / size) ** 0.5)
+        assert said["error"] != pytest.approx(own[-1].error)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_the_matrix_is_symmetric_with_eigenvalues_between_0_and_1(rule):
     learner = learner_of(Inhibition(rule=rule, alpha=0.05))
@@ -497,11 +518,51 @@ def test_all_released_is_plain_training_again():
         until(learner, 0)
         if method == Inhibition(keep=True):
             inhibited(learner).release(0)
-            for p in matrices(learner).values():
-                assert torch.equal(p, torch.eye(len(p)).double())
+            assert not inhibited(learner).matrix and not inhibited(learner).alpha
+            assert all(inhibited(learner).outside(n) is None for n in inhibited(learner).sizes)
         ends.append(weights(run(learner)))
     for n in ends[0]:
-        close(ends[0][n], ends[1][n], 1e-15)
+        assert torch.equal(ends[0][n], ends[1][n])
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+@pytest.mark.parametrize("when", [0, 1, 2], ids="after {}".format)
+@pytest.mark.parametrize("resumed", [False, True], ids=["", "resumed"])
+def test_without_the_first_experience_alpha_is_that_of_the_next(decay, when, resumed):
+    """Weights as good as stand still, so that all is as in a run that never had it."""
+    options = {"keep": True, "decay": decay, "budget": 0.1}
+    make = lambda: learner_of(Inhibition(**options), optimiser=Sgd(lr=1e-30))  # noqa: E731
+    learner = until(make(), when)
+    inhibited(learner).release(0)
+    if resumed:
+        tensors, values = frozen(learner)
+        learner = make()
+        learner.load_state_dict(join(tensors, json.loads(values)))
+    run(learner)
+    whole = stream_of()
+    events = [Experience(i, whole[i + 1].train, PAIRS[i + 1], task=i) for i in (0, 1)]
+    tests = {"task0": EvalSet(events[0].train, PAIRS[1], (0,))}
+    args = (DOMAIN_IL, CLASSES, (N,), 2, events.__getitem__, tests)
+    never = learner_of(
+        Inhibition(**options),
+        stream=Stream("made", {}, 0, *args),
+        optimiser=Sgd(lr=1e-30),
+    )
+    run(never)
+    a, b = inhibited(learner), inhibited(never)
+    assert a.alpha == pytest.approx(b.alpha, rel=1e-12) and len(a.alpha) == 3
+    for n, p in matrices(never).items():
+        close(a.matrix[n], p, 1e-12)
+    kept = run(make())
+    assert any(abs(inhibited(kept).alpha[n] / alpha - 1) > 1e-3 for n, alpha in a.alpha.items())
+
+
+def test_an_old_checkpoint_has_no_alphas():
+    learner = run(learner_of(Inhibition(keep=True)))
+    state, again = inhibited(learner).state_dict(), inhibited(learner_of(Inhibition(keep=True)))
+    again.load_state_dict({n: v for n, v in state.items() if n != "alphas"})
+    again.release(0)
+    assert again.alpha == inhibited(learner).alpha
 
 
 def test_kept_moments_decay_with_the_rest():
@@ -869,6 +930,17 @@ def test_what_needs_c_itself_needs_cab(rule, option):
         Inhibition(rule=rule, **option)
     with pytest.raises(ConfigError, match=f"decay=0.9 with rule='{rule}' .*without bound"):
         Inhibition(rule=rule, decay=0.9)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"steps": 64}, {"quantum": 0.2, "rule": "circuit"}, {"every": 2}, {"samples": 9, "online": 5}],
+    ids=str,
+)
+def test_what_would_have_no_effect_is_refused(options):
+    name, value = next(iter(options.items()))
+    with pytest.raises(ConfigError, match=f"{name}={value} has no effect.*leave one of them out"):
+        Inhibition(**options)
 
 
 def test_keeping_experiences_needs_experiences():

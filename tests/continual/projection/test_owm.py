@@ -374,6 +374,12 @@ def test_what_means_nothing_is_refused(wrong):
         Owm(**wrong)
 
 
+def test_samples_are_of_an_experience_that_is_over():
+    assert Owm(samples=7, when="after").samples == 7
+    with pytest.raises(ConfigError, match="samples=7 has no effect with when='step'"):
+        Owm(samples=7)
+
+
 @pytest.mark.parametrize("key", ["alpha", "decay"])
 def test_a_list_of_another_length_is_refused_at_the_start(key):
     with pytest.raises(ConfigError, match=rf"method.owm.{key}: got 2 values .* for 3 synapses"):

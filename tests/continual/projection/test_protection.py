@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,12 +12,14 @@ import pytest
 import torch
 from torch.nn import functional
 
+from spikecl import load_data, split_classes
 from spikecl.continual import (
     AdamNscl,
     Context,
     Cuber,
     Finetune,
     Gpm,
+    HalfFineTuning,
     Hlop,
     If2Net,
     Inhibition,
@@ -25,12 +28,14 @@ from spikecl.continual import (
     Ncl,
     Ogd,
     Owm,
+    PcaOgd,
     Phase,
     Sgp,
     Trgp,
     TwoSided,
 )
 from spikecl.continual.host import transmitted
+from spikecl.continual.projection.ogd import _ProjectAll
 from spikecl.continual.projection.protection import (
     ProjectFactors,
     ProjectUpdates,
@@ -425,18 +430,112 @@ def test_masks_and_a_projection_hold_both(optimiser, peer):
         assert held == 0 if says else held > 1e-5
 
 
+PLAIN = DOMAIN_IL | Reveal.TASK_ID_TRAIN | Reveal.TASK_ID_EVAL
+MASKED = {
+    "hlop": Hlop(rows=(3,)),
+    "gpm": Gpm(energy=1.0),
+    "sgp": Sgp(energy=1.0, scale=1e9),
+    "owm": Owm(alpha=1e-9),
+    "adam_nscl": AdamNscl(a=1.0),
+    "inhibition": Inhibition(alpha=1e-9),
+    "trgp": Trgp(energy=1.0),
+    "cuber": Cuber(energy=1.0, alignment=1.0),
+    "if2net": If2Net(alpha=1e-9),
+    "ogd": Ogd(samples=10),
+    "pca_ogd": PcaOgd(samples=10, directions=6),
+}
+
+
+class Half(Mask):
+    """Holds the whole first tensor still."""
+
+    def start(self, context):
+        method = _Mask(context)
+        method.held = {
+            n: torch.full_like(h, i == 0) for i, (n, h) in enumerate(method.held.items())
+        }
+        return method
+
+
+def seen_by_old(method, change):
+    """How much of a change of parameters what is protected sees, relative to all that moved."""
+    protection = method.protection
+    moved = torch.cat([change[n].flatten() for n in change])
+    if isinstance(method, _ProjectAll):
+        assert list(change) == list(protection.sizes)
+        return float((protection.basis.rows @ moved).norm() / moved.norm())
+    found = []
+    for name in protection.sizes:
+        values, vectors = torch.linalg.eigh(protection.outside(name).rows())
+        closed = vectors[:, values < 1e-6]
+        assert 0 < closed.shape[1] < len(values)
+        found.append(float((change[f"{name}.weight"] @ closed).norm() / moved.norm()))
+    return max(found)
+
+
+@pytest.mark.parametrize("mask", [Mask, Half])
+@pytest.mark.parametrize("name", ["sgd", "adam with decay"])
+@pytest.mark.parametrize("spec", MASKED.values(), ids=list(MASKED))
+def test_masks_hold_before_every_projection(spec, name, mask):
+    """What is held stays to the last bit; what is protected sees nothing of what was moved."""
+    learner = learner_of(
+        (mask(), spec),
+        network=SpikingMlp(hidden=(40, 35), bias=True, neuron=NEURON),
+        optimiser=OPTIMISERS[name][0],
+        stream=stream_of(PLAIN & ~Reveal.CLASSES, n=40),
+    )
+    held, method = learner.methods.methods.values()
+    ends, moved = [], []
+    for tick in learner.ticks():
+        if tick.position.event == 1 and tick.kind in ("step", "window"):
+            ends.append(weights(learner))
+            if len(ends) > 1:
+                moved.append({n: ends[-1][n] - ends[-2][n] for n in ends[-1]})
+                assert seen_by_old(method, moved[-1]) < 1e-5
+    assert any(float(each["readout.weight"].abs().max()) > 1e-6 for each in moved)
+    for n, still in held.held.items():
+        assert torch.equal(ends[-1][n][still], ends[0][n][still])
+
+
+@pytest.mark.parametrize("spec", [Ogd(samples=10), PcaOgd(samples=10, directions=6)])
+def test_gradients_are_kept_out_of_what_half_lets_move(spec):
+    learner = learner_of((HalfFineTuning(others="half"), spec), optimiser=Adam(lr=0.01))
+    half, method = learner.methods.methods.values()
+    for tick in learner.ticks():
+        if tick.kind == "event" and tick.position.event == 1:
+            before, rows = weights(learner), method.protection.basis.rows.clone()
+    change = {n: w - before[n] for n, w in weights(learner).items()}
+    assert {n for n, c in change.items() if not c.any()} == set(half.frozen) != set()
+    moved = torch.cat([change[n].flatten() for n in method.protection.sizes])
+    assert float((rows @ moved).norm()) < 1e-12 * float(moved.norm())
+    assert method.nbytes() == 8 * (
+        method.protection.basis.rows.numel() + len(rows) ** 2 + len(moved)
+    )
+
+
+def test_rows_that_are_held_whole_need_no_solution(monkeypatch):
+    monkeypatch.setattr(torch.linalg, "pinv", None)
+    still = torch.tensor([[True] * 5, [False] * 5])
+    rows = torch.rand(2, 5)
+    made_ = without_entries(rows, made("soft", 5, 0), still)
+    assert not made_[0].any() and torch.equal(made_[1], rows[1])
+
+
 def test_masks_and_a_projection_of_both_sides_are_refused():
     for both in (TwoSided(), Ncl()):
         with pytest.raises(PairingError, match="ties rows to one another"):
             learner_of((Mask(), both))
 
 
-@pytest.mark.parametrize("head", ["single", "multi"])
-@each_optimiser
-def test_until_something_is_protected_it_is_fine_tuning_bit_for_bit(optimiser, peer, head):
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [(n, "single") for n in OPTIMISERS]
+    # heads of others do not decay here
+    + [(n, "multi") for n, (o, _) in OPTIMISERS.items() if not getattr(o, "weight_decay", 0)],
+)
+def test_until_something_is_protected_it_is_fine_tuning_bit_for_bit(name, head):
     """In single precision, where ``old + (new - old)`` rounds; nothing is projected yet."""
-    if head == "multi" and getattr(optimiser, "weight_decay", 0):
-        return  # heads of others do not decay here
+    optimiser, _ = OPTIMISERS[name]
     reveal = TASK_IL if head == "multi" else DOMAIN_IL
     stream = stream_of(reveal, size=30)
     ends = []
@@ -1002,6 +1101,9 @@ PROJECTIONS = {
     "ncl": Ncl(),
     "trgp": Trgp(),
     "cuber": Cuber(),
+    "inhibition owm": Inhibition(rule="owm"),
+    "inhibition circuit": Inhibition(rule="circuit"),
+    "inhibition spiking": Inhibition(rule="spiking"),
 }
 each_projection = pytest.mark.parametrize("spec", PROJECTIONS.values(), ids=list(PROJECTIONS))
 
@@ -1016,6 +1118,51 @@ def test_a_layer_that_never_fires_is_refused(spec):
         pytest.raises(UsageError, match="nothing reached hidden2.*never fires.*lower v_th"),
     ):
         run(learner)
+
+
+EVERY = {**PROJECTIONS, "if2net": If2Net(), "ogd": Ogd(samples=3), "pca_ogd": PcaOgd(samples=3)}
+
+
+@pytest.mark.filterwarnings("ignore::spikecl.errors.ActivityWarning")
+@pytest.mark.parametrize("spec", EVERY.values(), ids=list(EVERY))
+def test_a_later_experience_in_which_nothing_fires_is_refused(spec):
+    """What an earlier one transmitted is in the matrices still, and is no excuse."""
+    stream = stream_of(TASK_IL & ~Reveal.CLASSES)
+    stream[1].train.parts[0].x.zero_()
+    learner = learner_of((spec,), stream=stream, network=SpikingMlp(hidden=(9, 7), neuron=NEURON))
+    if isinstance(spec, Ogd | PcaOgd):
+        run(learner)  # looks at gradients
+        return
+    name = "readout" if isinstance(spec, If2Net) else "hidden1"
+    with pytest.raises(UsageError, match=f"nothing reached .*{name}.*never fires"):
+        run(learner)
+    assert learner.at.event == 1
+
+
+@pytest.mark.parametrize("spec", EVERY.values(), ids=list(EVERY))
+def test_experiences_without_samples_are_refused_before_the_run(spec):
+    what = "gradients" if isinstance(spec, Ogd | PcaOgd) else "the activity that it protects"
+    digits = load_data("digits")
+    keep = (digits.y_train != 2) & (digits.y_train != 3)
+    some = replace(digits, x_train=digits.x_train[keep], y_train=digits.y_train[keep])
+    reveal = TASK_IL if isinstance(spec, Trgp | Cuber) else CLASS_IL
+    stream = split_classes(some, experiences=5, order=list(range(10)), reveal=reveal)
+    network = SpikingMlp(hidden=(5,)).build(stream.input_shape, 10)
+    with pytest.raises(UsageError, match=f"gathers {what} from .*experience 1 of .* has none"):
+        learner_of((spec,), stream=stream, network=network, encoder=Single())
+
+
+def test_online_nothing_is_gathered():
+    stream = stream_of(size=10)
+    (part,) = stream[1].train.parts
+    none = Samples((Part(part.x[:0], part.y[:0], part.uid[:0]),))
+    events = [
+        stream[0],
+        Experience(1, none, PAIRS[1], task=1),
+        Experience(2, stream[1].train, PAIRS[1], task=2),
+    ]
+    made_ = Stream("made", {}, 0, DOMAIN_IL, CLASSES, (N,), 3, events.__getitem__, {})
+    run(learner_of((Inhibition(online=10, every=2),), stream=made_))
 
 
 @each_projection

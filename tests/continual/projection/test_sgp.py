@@ -303,6 +303,9 @@ def test_what_means_nothing_is_refused(wrong):
 def test_one_less_is_about_energies():
     with pytest.raises(ConfigError, match="first_task_offbyone=true.*rows=3"):
         Sgp(rows=3, first_task_offbyone=True)
+    for name, value in (("energy", 0.9), ("growth", 0.0)):
+        with pytest.raises(ConfigError, match=f"{name}={value} .*where rows=3 sizes.*leave one"):
+            Sgp(rows=3, **{name: value})
 
 
 def test_a_list_of_another_length_is_refused_at_the_start():

@@ -95,6 +95,14 @@ def test_directions_beyond_what_is_free_are_dropped_the_last_ones_first():
     assert subspace.extend(draw(3, 5, seed=2)) == 0
 
 
+def test_no_more_is_kept_than_rows():
+    subspace = empty(9)
+    rows = draw(6, 9, rank=2)
+    for _ in range(2):
+        subspace.extend(rows)
+        assert subspace.rows.untyped_storage().nbytes() == subspace.nbytes() == 2 * 9 * 8
+
+
 def test_the_first_rows_come_first():
     """Which direction is which is kept: what is cut off later is the least."""
     rows = torch.diag(torch.tensor([3.0, 2.0, 1.0])).double()
