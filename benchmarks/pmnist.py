@@ -224,8 +224,8 @@ def content(found: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
 
 def command(given: argparse.Namespace) -> str:
     """Return the command that makes the table."""
-    more = [f" --{n} {getattr(given, n)}" for n in ("tasks", "samples", "epochs")]
-    defaults = [" --tasks 10", " --samples 0", " --epochs 1"]
+    more = [f" --{n} {getattr(given, n)}" for n in ("tasks", "samples", "epochs", "seeds")]
+    defaults = [" --tasks 10", " --samples 0", " --epochs 1", " --seeds 3"]
     return "python benchmarks/pmnist.py" + "".join(m for m in more if m not in defaults)
 
 
