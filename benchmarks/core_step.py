@@ -26,8 +26,7 @@ from torch.nn.functional import cross_entropy
 from spikecl.continual import Context, Ewc, Finetune, Hlop, Inhibition, Method, MethodSpec, Si
 from spikecl.continual.host import Nobody, Seen
 from spikecl.kernels import Kernels
-from spikecl.learner import form_gradients
-from spikecl.networks import Network, SpikingMlp, initialise
+from spikecl.networks import Network, SpikingMlp, form_gradients, initialise
 from spikecl.neurons import LIF
 from spikecl.optim import Sgd
 from spikecl.seeds import Seeds

@@ -158,6 +158,24 @@ SYNAPSES: dict[str, Row] = {
     ),
 }
 ALL_ROWS = ROWS | SYNAPSES
+GENTLE = (0.1, 0.2, 0.3)  # with all samples, the best of a first grid was its slowest and weakest
+FULL_LENGTH: dict[str, Row] = {
+    "ewc": replace(
+        SYNAPSES["ewc"],
+        strengths=(("method.ewc.strength=30.0",), ("method.ewc.strength=100.0",)),
+        rates=GENTLE,
+    ),
+    "si": replace(
+        SYNAPSES["si"],
+        strengths=(("method.si.strength=1.0",), ("method.si.strength=3.0",)),
+        rates=GENTLE,
+    ),
+    "mas": replace(
+        SYNAPSES["mas"],
+        strengths=(("method.mas.strength=0.01",), ("method.mas.strength=0.03",)),
+        rates=GENTLE,
+    ),
+}
 TABLES = {  # tasks, samples, epochs, seeds
     (10, 0, 1, 3): "pmnist",
     (5, 0, 5, 3): "pmnist_5_epochs",
@@ -180,7 +198,10 @@ def main() -> None:
     keep = given.write or (given.tasks, given.samples, given.epochs, given.seeds) in TABLES
     name = TABLES.get((given.tasks, given.samples, given.epochs, 3), "pmnist_narrowed")
     path = FOLDER / f"{name}.json"
-    found: dict[str, Any] = json.loads(path.read_text())["cells"] if keep and path.exists() else {}
+    held: dict[str, Any] = json.loads(path.read_text()) if keep and path.exists() else {}
+    if reason := lost(held, given):
+        parser.error(f"{reason}; see {path.name}, or leave out --write")
+    found: dict[str, Any] = held.get("cells", {})
     common = [f"train.epochs={given.epochs}"]
     if given.samples:
         common.append(f"data.samples={given.samples}")
@@ -191,8 +212,8 @@ def main() -> None:
         "trial_tasks": TRIAL_TASKS,
     }
     for method in given.methods:
-        row = ALL_ROWS[method]
-        if method in SYNAPSES and not given.samples:
+        row = ALL_ROWS[method] if given.samples else (ALL_ROWS | FULL_LENGTH)[method]
+        if seeds_of(method, given) < given.seeds:
             row = replace(row, seeds=1)
         found[method] = measured(
             row,
@@ -208,6 +229,23 @@ def main() -> None:
             write(name, command(given), content(found, given))
     shown = {method: figures(found, method) for method in given.methods}
     print(json.dumps(shown))
+
+
+def seeds_of(method: str, given: argparse.Namespace) -> int:
+    """Return the seeds of a row; synapses that hold back have one at full length."""
+    return min(given.seeds, 1) if method in SYNAPSES and not given.samples else given.seeds
+
+
+def lost(held: dict[str, Any], given: argparse.Namespace) -> str:
+    """Return what a table that is kept would lose if this run were written to it."""
+    size = {"tasks": given.tasks, "epochs": given.epochs, "samples": given.samples or ALL}
+    if held and (other := {name: held[name] for name in size if held[name] != size[name]}):
+        return f"the table that is kept has {other}, and this run {size}"
+    for method in given.methods if held else ():
+        seeds = held["cells"][method]["metrics"]["acc"]["n"] if method in held["cells"] else 0
+        if seeds > (now := seeds_of(method, given)):
+            return f"row '{method}' has {seeds} seeds, and this run would put {now} in their place"
+    return ""
 
 
 def content(found: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:

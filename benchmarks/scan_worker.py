@@ -127,7 +127,7 @@ class Spikecl(Runner):
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Learn from a batch; return the loss."""
-        from spikecl.learner import form_gradients
+        from spikecl.networks import form_gradients
         from spikecl.trainers import Bptt
 
         made = Bptt().factors(self.network, x, lambda logits: cross_entropy(logits, y))

@@ -34,8 +34,7 @@ from torch.nn.functional import conv1d, cross_entropy
 
 from spikecl.kernels import scan
 from spikecl.kernels.recurrence import Ways
-from spikecl.learner import form_gradients
-from spikecl.networks import Paths, SpikingMlp, initialise
+from spikecl.networks import Paths, SpikingMlp, form_gradients, initialise
 from spikecl.neurons import CUBA, LIF, LeakyIntegrator, Sigmoid, SynapticIntegrator
 from spikecl.seeds import Seeds
 from spikecl.trainers import (

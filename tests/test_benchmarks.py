@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from spikecl.data.arrays import checked
 from spikecl.experiments import job, load_config
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-TABLES = {"pmnist": "ALL_ROWS", "long_stream": "ROWS"}
+TABLES = {"pmnist": ("ALL_ROWS", "FULL_LENGTH"), "long_stream": ("ROWS",)}
 
 
 def rows():
@@ -21,10 +22,11 @@ def rows():
     sys.path.insert(0, str(BENCHMARKS))
     before = set(sys.modules)
     try:
-        for table, name in TABLES.items():
+        for table, names in TABLES.items():
             module = importlib.import_module(table)
-            for method, row in getattr(module, name).items():
-                yield pytest.param(module, row, id=f"{table}-{method}")
+            for name in names:
+                for method, row in getattr(module, name).items():
+                    yield pytest.param(module, row, id=f"{table}-{name.lower()}-{method}")
     finally:
         sys.path.remove(str(BENCHMARKS))
         for name in set(sys.modules) - before:  # "results" is a module of the documentation, too
@@ -48,3 +50,19 @@ def test_every_trial_is_a_configuration_and_the_first_one_begins(module, row, mo
     learner = job.Job.from_config(load_config(module.CONFIG, settings), data_dir=None).learner()
     assert len({each.run.seed for each in checked_trials}) == 1
     assert next(learner.ticks()).kind == "test"
+
+
+def test_a_table_that_is_kept_loses_no_seeds():
+    module = next(row.values[0] for row in list(rows()) if row.id.startswith("pmnist"))
+    kept = {name: {"metrics": {"acc": {"n": 3}}} for name in ("gpm", "ewc")}
+    held = {"tasks": 10, "epochs": 1, "samples": 60_000, "cells": kept}
+
+    def lost(methods, seeds, tasks=10, samples=0):
+        given = Namespace(methods=methods, seeds=seeds, tasks=tasks, samples=samples, epochs=1)
+        return module.lost(held, given)
+
+    assert lost(["finetune"], 1) == lost(["gpm"], 3) == lost(["gpm", "er"], 4) == ""
+    assert "row 'gpm' has 3 seeds, and this run would put 1" in lost(["er", "gpm"], 1)
+    assert "row 'ewc' has 3 seeds, and this run would put 1" in lost(["ewc"], 3)
+    assert "has {'samples': 60000}" in lost(["er"], 3, samples=10_000)
+    assert module.lost({}, Namespace(methods=["gpm"], seeds=1, tasks=1, samples=0, epochs=1)) == ""

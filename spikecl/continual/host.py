@@ -49,8 +49,11 @@ class Host(Protocol):
     def relabel(self, seen: Seen, labels: Tensor) -> Seen:
         """Return samples with other labels [B], and the loss of these, without methods' terms."""
 
-    def credit(self, seen: Seen, *, training: bool = True) -> Factors:
-        """Return what the trainer makes of samples that were looked at, at the present weights."""
+    def credit(self, seen: Seen, *, training: bool = True, descends: bool = False) -> Factors:
+        """Return what the trainer makes of samples that were looked at, at the present weights.
+
+        With ``descends`` it is the gradient of the loss: where the trainer has none, BPTT's.
+        """
 
     def factors(
         self,
@@ -103,7 +106,7 @@ class Nobody:
             "Learner, or give Context a host"
         )
 
-    def credit(self, seen: Seen, *, training: bool = True) -> Factors:
+    def credit(self, seen: Seen, *, training: bool = True, descends: bool = False) -> Factors:
         """Refuse."""
         raise UsageError(
             "this method asks for gradients of samples, and its context has no host; run it in a "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
@@ -79,8 +79,8 @@ class Method:
     """A running method. Override the hooks you need; the others cost nothing.
 
     A hook that takes a value returns the value to go on with. Order within a step:
-    ``extend_batch, weights, logits, output_loss, errors, fired, factors, gradients, update,
-    after_step``.
+    ``extend_batch, weights, logits, output_loss, errors, fired, answered, factors, gradients,
+    update, after_step``.
 
     Example:
         >>> class Clip(Method):
@@ -141,6 +141,12 @@ class Method:
         Where weights change several times in a step, these are the means of a share of it.
         """
 
+    def answered(self, logits: Tensor, batch: Batch) -> None:
+        """Look at the logits [B, classes] that the network gives a batch in this step.
+
+        Where weights change several times in a step, these are its logits so far.
+        """
+
     def factors(self, factors: Factors, batch: Batch) -> Factors:
         """Change the factors before gradients are formed."""
         return factors
@@ -160,6 +166,12 @@ class Method:
         as they are and stays out of what it protects; without being told it would move them.
         """
         return {}
+
+    def leave(self, names: Collection[str]) -> None:
+        """Let go of parameters, by name, that a method of a later phase moves in its own way.
+
+        It is called once, when that method starts: neither move nor hold them from then on.
+        """
 
     def after_step(self) -> None:
         """The weights have changed."""
@@ -242,3 +254,13 @@ def check_reveal(kind: str, name: str, needs: Reveal, stream: str, reveal: Revea
             f"(it reveals {', '.join(reveal.names()) or 'nothing'}); choose another {kind} or a "
             "stream that reveals it"
         )
+
+
+def some(names: list[str], method: str) -> list[str]:
+    """Return the names of what a method is about; refuse to do nothing, silently, without any."""
+    if not names:
+        raise PairingError(
+            f"method '{method}' is about weights that learn, and none of the network's does "
+            "(requires_grad=False); let weights learn, or leave the method out"
+        )
+    return names

@@ -1,6 +1,5 @@
 """The host loop: a stream, a network, a trainer and methods make a generator of ticks."""
 
-from spikecl.learner.gradients import form_gradients
 from spikecl.learner.heads import Heads
 from spikecl.learner.learner import Learner, model_nbytes
 from spikecl.learner.pairing import check_pairings
@@ -16,6 +15,5 @@ __all__ = [
     "Tick",
     "TrainPlan",
     "check_pairings",
-    "form_gradients",
     "model_nbytes",
 ]

@@ -24,6 +24,7 @@ HOOKS = (
     "output_loss",
     "errors",
     "fired",
+    "answered",
     "factors",
     "gradients",
     "update",

@@ -13,7 +13,7 @@ from spikecl.learner.calls import Calls
 from spikecl.learner.training import Training
 from spikecl.seeds import Seeds
 from spikecl.streams import Samples
-from spikecl.trainers import Factors
+from spikecl.trainers import Bptt, Factors
 from spikecl.trainers.trainer import joined
 
 
@@ -73,11 +73,15 @@ class LearnerHost:
         weights: Mapping[str, Tensor] | None = None,
         *,
         training: bool = True,
+        descends: bool = False,
     ) -> Factors:
         """Return what the trainer makes of samples that were looked at."""
+        trainer = self._calls.trainer
+        if descends and not trainer.descends:
+            trainer = Bptt()
         with torch.no_grad():
             call = replace(self._calls.call(seen, weights), training=training)
-            return joined(list(self._calls.trainer.parts(call)))
+            return joined(list(trainer.parts(call)))
 
     def factors(
         self,

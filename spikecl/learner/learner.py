@@ -21,12 +21,12 @@ from spikecl.learner.calls import Calls
 from spikecl.learner.chip import OnChip, check_export
 from spikecl.learner.crossing import Crossing, chip_step
 from spikecl.learner.evaluation import Evaluation
-from spikecl.learner.gradients import learning
 from spikecl.learner.heads import Heads
 from spikecl.learner.host import LearnerHost
 from spikecl.learner.inputs import Inputs
 from spikecl.learner.pairing import (
     check_average,
+    check_credit,
     check_draws,
     check_experiences,
     check_input,
@@ -48,6 +48,7 @@ from spikecl.learner.training import Training
 from spikecl.learner.window import WINDOW
 from spikecl.networks import BatchNorm, Layer, Network, initialise
 from spikecl.networks.build import Head
+from spikecl.networks.gradients import learning
 from spikecl.optim import Optimiser, OptimiserSpec
 from spikecl.seeds import Seeds
 from spikecl.storage import State, nbytes, to_device
@@ -147,6 +148,7 @@ class Learner:
         )
         self.methods = Composition(methods, context)
         check_rehearsal(self.methods, methods)
+        check_credit(trainer, self.methods)
         check_measures(self.methods)
         check_restart(self.methods, methods)
         check_still(self.methods)

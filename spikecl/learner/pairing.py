@@ -19,7 +19,7 @@ from spikecl.networks import Layer, Network
 from spikecl.neurons import ConductanceLIF, SpikingNeuron
 from spikecl.optim import OptimiserSpec
 from spikecl.optim.schedules import schedule_name
-from spikecl.registry import ENCODINGS, LOSSES, OPTIMISERS
+from spikecl.registry import ENCODINGS, LOSSES, OPTIMISERS, TRAINERS
 from spikecl.streams import Experience, Reveal, Stream, Unlearn
 from spikecl.trainers import Trainer
 
@@ -152,6 +152,27 @@ def check_measures(methods: Composition) -> None:
             f"method '{others[0]}' trains and tests with others; use 'si', which measures in "
             "training, or leave one of the two out"
         )
+
+
+def check_credit(trainer: Trainer, methods: Composition) -> None:
+    """Refuse methods that ask of the trainer what it does not have: errors, gradients of a loss."""
+    for name, method in methods.methods.items():
+        if overrides(method, "errors") and not trainer.follows:
+            raise PairingError(
+                f"method '{name}' sends errors to hidden neurons, and trainer '{trainer.name}' "
+                f"follows none through them; use one of {_trainers('follows')}"
+            )
+        if isinstance(method, Measure) and method.on_the_way and not trainer.descends:
+            raise PairingError(
+                f"method '{name}' makes importances of the gradients of training, and trainer "
+                f"'{trainer.name}' has none of the loss: it changes weights by a rule of its own, "
+                "or by an estimate that is mostly noise; use 'ewc' or 'mas', which measure by "
+                f"'bptt' there, or one of {_trainers('descends')}"
+            )
+
+
+def _trainers(trait: str) -> str:
+    return ", ".join(name for name in TRAINERS.names() if getattr(TRAINERS.get(name), trait))
 
 
 def check_experiences(stream: Stream, methods: Composition) -> None:

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from spikecl.continual.compose import Composition
 from spikecl.learner.calls import HOOKS, Calls
-from spikecl.learner.gradients import form_gradients
 from spikecl.learner.pairing import check_tied
 from spikecl.learner.plan import TrainPlan
 from spikecl.learner.window import Window
-from spikecl.networks import Network
+from spikecl.networks import Network, form_gradients
 from spikecl.neurons import State as NeuronState
 from spikecl.neurons.neuron import carry, leaves, rebuild
 from spikecl.optim import Optimiser, OptimiserSpec, Place
@@ -98,6 +97,10 @@ class Training:
             for part in self.trainer.parts(call):
                 for look in hooks["fired"]:
                     look(part.activity, part.share)
+                if hooks["answered"]:
+                    answer = seen.logits(part.logits)
+                    for look in hooks["answered"]:
+                        look(answer, batch)
                 gradients = self._gradients(part, batch, weights or None)
                 if self.trainer.every_part:
                     self.portion = part.share

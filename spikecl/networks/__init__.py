@@ -12,6 +12,7 @@ from spikecl.networks.convolutional import ConvNet, ResNet, SpikingConvNet, Spik
 from spikecl.networks.explain import explain
 from spikecl.networks.factor import Factor, GradientFactor, KeptFactor
 from spikecl.networks.fixed_point import Graded, LoihiWeights, Shift
+from spikecl.networks.gradients import form_gradients
 from spikecl.networks.initialise import initialise
 from spikecl.networks.layer import Cells, Layer
 from spikecl.networks.network import Network, Output
@@ -94,5 +95,6 @@ __all__ = [
     "TimeWindow",
     "WeightMap",
     "explain",
+    "form_gradients",
     "initialise",
 ]

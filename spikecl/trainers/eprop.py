@@ -55,6 +55,8 @@ class Eligible(Trainer):
         update: Change weights once for a batch (``sequence``), or after each window.
     """
 
+    follows: ClassVar[bool] = True
+
     window: Annotated[int, Field(ge=0)] = 0
     update: Literal["sequence", "window"] = "sequence"
 

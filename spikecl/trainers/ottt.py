@@ -46,6 +46,8 @@ class _Present(Trainer):
         feedback: Through which weights errors reach lower layers.
     """
 
+    follows: ClassVar[bool] = True
+
     window: Window = 0
     update: Literal["sequence", "window"] = "sequence"
     feedback: Feedback = "symmetric"

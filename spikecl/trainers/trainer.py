@@ -173,11 +173,22 @@ class Trainer(ABC):
 
     What a rule remembers from batch to batch (feedback weights, a mean reward) goes in and comes
     out as ``variables``.
+
+    Attributes:
+        needs: What the stream must reveal.
+        traits: What the rule is like, for the table.
+        follows: Whether it sends errors to hidden outputs, and with them those that a call asks
+            for (:attr:`Call.errors`).
+        descends: Whether what it gives for a sample is, or stands for, the gradient of the loss of
+            that sample, of which importances are made. That of a rule with changes of its own is
+            not, nor an estimate that is mostly noise.
     """
 
     __slots__ = ()
     needs: ClassVar[Reveal] = Reveal.LABELS
     traits: ClassVar[Traits]
+    follows: ClassVar[bool] = False
+    descends: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

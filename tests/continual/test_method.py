@@ -28,6 +28,8 @@ HOOKS = {
         "begin",
         "errors",
         "fired",
+        "answered",
+        "leave",
         "after_step",
         "end_epoch",
         "end",

@@ -9,7 +9,6 @@ import torch
 
 from spikecl.errors import InteropError, UsageError
 from spikecl.interop import to_brian2
-from spikecl.learner import form_gradients
 from spikecl.networks import (
     AxonalDelay,
     Cells,
@@ -24,6 +23,7 @@ from spikecl.networks import (
     SpikingRecurrentNet,
     SpikingResNet,
     SplitSigns,
+    form_gradients,
 )
 from spikecl.neurons import (
     ALIF,

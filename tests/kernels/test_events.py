@@ -19,8 +19,7 @@ from spikecl.kernels.events import (
     outer,
     turned,
 )
-from spikecl.learner import form_gradients
-from spikecl.networks import SpikingMlp, initialise
+from spikecl.networks import SpikingMlp, form_gradients, initialise
 from spikecl.neurons import LIF
 from spikecl.seeds import Seeds
 from spikecl.trainers import Bptt

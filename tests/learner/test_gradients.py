@@ -9,7 +9,7 @@ from torch.nn import functional
 from spikecl.continual import Finetune, Hlop, JointTraining, Method, MethodSpec
 from spikecl.encoding import Direct
 from spikecl.errors import PairingError, UsageError
-from spikecl.learner import Learner, TrainPlan, form_gradients
+from spikecl.learner import Learner, TrainPlan
 from spikecl.networks import (
     BatchNorm,
     Factor,
@@ -17,6 +17,7 @@ from spikecl.networks import (
     SpikingConvNet,
     SpikingMlp,
     SpikingRecurrentNet,
+    form_gradients,
     initialise,
 )
 from spikecl.neurons import LIF, PLIF, ConductanceLIF

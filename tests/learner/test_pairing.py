@@ -50,12 +50,12 @@ from spikecl.encoding import (
     Tet,
 )
 from spikecl.errors import ConfigError, PairingError, RunError, UsageError
-from spikecl.learner import Learner, TrainPlan, form_gradients
+from spikecl.learner import Learner, TrainPlan
 from spikecl.learner.pairing import check_loss, check_time
-from spikecl.networks import Mlp, SpikingMlp, initialise
+from spikecl.networks import Mlp, SpikingMlp, form_gradients, initialise
 from spikecl.neurons import LIF
 from spikecl.optim import Sgd
-from spikecl.registry import ENCODINGS, LOSSES
+from spikecl.registry import ENCODINGS, LOSSES, TRAINERS
 from spikecl.seeds import Seeds
 from spikecl.streams import DOMAIN_IL, TASK_IL, Experience, Reveal, Samples, Stream, permuted
 from spikecl.streams.events import Part
@@ -91,6 +91,7 @@ def learner_of(
     learns=(),
     per_neuron=False,
     binary="none",
+    trainer=None,
     **plan,
 ):
     network = SpikingMlp(
@@ -106,7 +107,7 @@ def learner_of(
         stream=stream,
         network=network,
         encoder=encoder or Direct(steps=T),
-        trainer=Bptt(),
+        trainer=trainer or Bptt(),
         methods=methods,
         optimiser=Sgd(lr=0.1),
         plan=TrainPlan(**{"batch": 4, **plan}),
@@ -381,3 +382,17 @@ def test_importances_are_not_measured_at_weights_that_nobody_runs_with(measure, 
             learner_of(stream, methods=(measure(strength=strength), other))
     for fine in ((Si(), other), (L2(), other), (measure(), Mesu())):
         learner_of(stream, methods=fine)
+
+
+@pytest.mark.parametrize("name", TRAINERS.names())
+def test_importances_on_the_way_are_made_of_gradients_of_a_loss(name):
+    trainer = TRAINERS.get(name)(**({"tbptt": {"steps": 2}}.get(name, {})))
+    giving = {"bptt", "tbptt", "eprop", "ottt", "sltt", "ostl", "decolle", "dsr", "eventprop"}
+    assert trainer.descends is (name in giving)
+    for method in (Si(), Si(strength=0.0), Si(step="implicit")):
+        if trainer.descends:
+            learner_of(stream_of(8, 8), trainer=trainer, methods=[method])
+            continue
+        with pytest.raises(PairingError, match=f"trainer '{name}' has none.*'ewc'.*one of bptt, "):
+            learner_of(stream_of(8, 8), trainer=trainer, methods=[method])
+    learner_of(stream_of(8, 8), trainer=trainer, methods=[L2(), Ewc(), Mas()])

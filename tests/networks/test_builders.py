@@ -6,7 +6,6 @@ from torch.nn import functional
 
 from spikecl.components import from_table, to_table
 from spikecl.errors import ConfigError
-from spikecl.learner import form_gradients
 from spikecl.networks import (
     AxonalDelay,
     BatchNorm,
@@ -24,6 +23,7 @@ from spikecl.networks import (
     SynapticDelays,
     TimeWindow,
     explain,
+    form_gradients,
     initialise,
 )
 from spikecl.networks.network import count_parameters

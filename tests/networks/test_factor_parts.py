@@ -7,7 +7,6 @@ from torch.nn import functional
 from spikecl.errors import UsageError
 from spikecl.kernels import Kernels
 from spikecl.kernels.events import Events
-from spikecl.learner import form_gradients
 from spikecl.networks import (
     Complement,
     Conv2d,
@@ -18,6 +17,7 @@ from spikecl.networks import (
     Linear,
     SpikingMlp,
     SplitSigns,
+    form_gradients,
     initialise,
 )
 from spikecl.networks.conv_factor import Geometry

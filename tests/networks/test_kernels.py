@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spikecl.errors import KernelError
 from spikecl.kernels import Kernels, compiler, events, product
 from spikecl.kernels.events import Bits, Events
-from spikecl.learner import form_gradients
 from spikecl.networks import (
     BatchNorm,
     Cells,
@@ -27,6 +26,7 @@ from spikecl.networks import (
     SpikingRecurrentNet,
     SpikingResNet,
     explain,
+    form_gradients,
     initialise,
 )
 from spikecl.networks import network as module

@@ -5,8 +5,7 @@ import torch
 from torch.nn import functional
 
 from spikecl.errors import ConfigError
-from spikecl.learner import form_gradients
-from spikecl.networks import Cells, Layer, Linear, SpikingMlp, initialise
+from spikecl.networks import Cells, Layer, Linear, SpikingMlp, form_gradients, initialise
 from spikecl.neurons import (
     ALIF,
     CUBA,

@@ -9,8 +9,8 @@ from torch.nn import functional
 from spikecl.data.arrays import checked
 from spikecl.encoding import Direct, Rate
 from spikecl.errors import ConfigError
-from spikecl.learner import Learner, TrainPlan, form_gradients
-from spikecl.networks import BatchNorm, SpikingConvNet, SpikingMlp, initialise
+from spikecl.learner import Learner, TrainPlan
+from spikecl.networks import BatchNorm, SpikingConvNet, SpikingMlp, form_gradients, initialise
 from spikecl.networks.presynaptic import Pass
 from spikecl.neurons import LIF, PLIF, ConductanceLIF
 from spikecl.optim import Sgd

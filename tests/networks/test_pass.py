@@ -7,7 +7,6 @@ import torch
 from torch.nn import functional
 
 from spikecl.errors import UsageError
-from spikecl.learner import form_gradients
 from spikecl.networks import (
     BatchNorm,
     Cells,
@@ -17,6 +16,7 @@ from spikecl.networks import (
     Network,
     SpikingMlp,
     SpikingRecurrentNet,
+    form_gradients,
     initialise,
 )
 from spikecl.neurons import LIF, Rectified, Smooth, carry

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from spikecl.errors import ConfigError
-from spikecl.learner import form_gradients
 from spikecl.networks import (
     Binarise,
     Cells,
@@ -22,6 +21,7 @@ from spikecl.networks import (
     Standardise,
     SynapticDelays,
     TimeWindow,
+    form_gradients,
     initialise,
 )
 from spikecl.neurons import LIF, AdEx, ConductanceLIF, Izhikevich

@@ -9,7 +9,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spikecl.encoding import CrossEntropy
 from spikecl.errors import PairingError
 from spikecl.kernels import Kernels
-from spikecl.learner import form_gradients
 from spikecl.networks import (
     ConvNet,
     Mlp,
@@ -20,6 +19,7 @@ from spikecl.networks import (
     SpikingMlp,
     SpikingRecurrentNet,
     SpikingResNet,
+    form_gradients,
     initialise,
 )
 from spikecl.neurons import (

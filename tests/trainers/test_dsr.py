@@ -11,7 +11,7 @@ from spikecl.data import load
 from spikecl.encoding import CrossEntropy, Direct, StepCrossEntropy
 from spikecl.errors import ConfigError, PairingError
 from spikecl.kernels import choose, reference, scan
-from spikecl.learner import Learner, TrainPlan, form_gradients
+from spikecl.learner import Learner, TrainPlan
 from spikecl.networks import (
     Cells,
     Layer,
@@ -21,6 +21,7 @@ from spikecl.networks import (
     SpikingMlp,
     SpikingRecurrentNet,
     SpikingResNet,
+    form_gradients,
     initialise,
 )
 from spikecl.neurons import LIF, RateIF, RateLIF

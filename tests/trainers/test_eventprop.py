@@ -24,7 +24,7 @@ from spikecl.encoding import (
 )
 from spikecl.encoding.decoders import FirstSpikeDecoder, LastDecoder, MeanDecoder
 from spikecl.errors import PairingError
-from spikecl.learner import Learner, TrainPlan, form_gradients
+from spikecl.learner import Learner, TrainPlan
 from spikecl.networks import (
     AvgPool2d,
     AxonalDelay,
@@ -41,6 +41,7 @@ from spikecl.networks import (
     SpikingMlp,
     SpikingRecurrentNet,
     SpikingResNet,
+    form_gradients,
     initialise,
 )
 from spikecl.neurons import ALIF, CUBA, LIF, LeakyIntegrator, Reset, SynapticIntegrator

@@ -18,7 +18,7 @@ from spikecl.continual import Finetune
 from spikecl.data.arrays import checked
 from spikecl.encoding import CrossEntropy, Rate, StepCrossEntropy
 from spikecl.errors import PairingError
-from spikecl.learner import Learner, TrainPlan, form_gradients
+from spikecl.learner import Learner, TrainPlan
 from spikecl.networks import (
     ConvNet,
     Mlp,
@@ -26,6 +26,7 @@ from spikecl.networks import (
     SpikingConvNet,
     SpikingMlp,
     SpikingRecurrentNet,
+    form_gradients,
     initialise,
 )
 from spikecl.neurons import CUBA, LIF, SynapticIntegrator
@@ -111,6 +112,21 @@ def solve(name, network, x, loss, **options):
 def gradients(network, made):
     with torch.no_grad():
         return form_gradients(network, made.synapses, made.direct)
+
+
+@each_pair
+def test_who_follows_errors_asks_for_those_of_methods(name, kind):
+    network, x, loss = problem(name, kind)
+    trainer, asked = trainer_of(name), []
+    variables = trainer.variables(network, Seeds(0), x)
+    generator = torch.Generator().manual_seed(1)
+    call = Call(network, x, loss_of(loss), variables=variables, generator=generator, labels=LABELS)
+    call = replace(call, errors=lambda fired, share: asked.append((list(fired), share)) or {})
+    list(trainer.parts(call))
+    assert bool(asked) is trainer.follows
+    if asked:
+        assert sum(share for _, share in asked) == pytest.approx(1)
+        assert all(names == list(network.layers)[:-1] for names, _ in asked)
 
 
 @each_trainer

@@ -9,7 +9,6 @@ from torch.nn import functional
 from spikecl.encoding import CountMse, CrossEntropy, StepCrossEntropy, StepMse
 from spikecl.errors import PairingError, UsageError
 from spikecl.kernels import Kernels
-from spikecl.learner import form_gradients
 from spikecl.networks import (
     Layer,
     Linear,
@@ -19,6 +18,7 @@ from spikecl.networks import (
     SpikingMlp,
     SpikingRecurrentNet,
     SpikingResNet,
+    form_gradients,
     initialise,
 )
 from spikecl.neurons import ALIF, LIF, ConductanceLIF, LeakyIntegrator, Sigmoid

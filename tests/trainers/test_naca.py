@@ -9,13 +9,14 @@ from torch.nn import functional
 from spikecl.data import load
 from spikecl.encoding import CrossEntropy, Direct
 from spikecl.errors import ConfigError, PairingError, UsageError
-from spikecl.learner import Learner, TrainPlan, form_gradients
+from spikecl.learner import Learner, TrainPlan
 from spikecl.networks import (
     Mlp,
     SpikingConvNet,
     SpikingMlp,
     SpikingRecurrentNet,
     SpikingResNet,
+    form_gradients,
     initialise,
 )
 from spikecl.neurons import ALIF, CUBA, LIF, PLIF, Reset

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from spikecl.learner import form_gradients
 from spikecl.networks import (
     Mlp,
     Plasticity,
@@ -12,6 +11,7 @@ from spikecl.networks import (
     SpikingMlp,
     SpikingRecurrentNet,
     SpikingResNet,
+    form_gradients,
     initialise,
 )
 from spikecl.neurons import ALIF, LIF, PLIF, LeakyIntegrator, Sigmoid

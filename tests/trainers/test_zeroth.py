@@ -21,7 +21,7 @@ from spikecl.errors import (
     UsageError,
 )
 from spikecl.kernels import Kernels
-from spikecl.learner import Learner, TrainPlan, form_gradients
+from spikecl.learner import Learner, TrainPlan
 from spikecl.networks import (
     Complement,
     ConvNet,
@@ -30,6 +30,7 @@ from spikecl.networks import (
     SpikingConvNet,
     SpikingMlp,
     SpikingRecurrentNet,
+    form_gradients,
     initialise,
 )
 from spikecl.neurons import LIF, PLIF, SURROGATES, Escape, Sigmoid, Smooth, spike

@@ -110,11 +110,6 @@ class _FiringRates(Method):
         return low + high.view(-1, *[1] * (rates.dim() - 1))
 
     def fired(self, rates: Tensors, share: float) -> None:
-        if not self._count:
-            raise PairingError(
-                "method 'rates' sends errors to hidden neurons, and this trainer follows none "
-                "through them; use 'bptt', 'eprop', 'ottt' or another that does (spikecl trainers)"
-            )
         self._rates.add({name: rate for name, rate in rates.items() if name in self._sums}, share)
 
     def after_step(self) -> None:

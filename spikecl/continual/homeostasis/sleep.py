@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from spikecl.components import Fraction, PositiveFloat, PositiveInt, component
 from spikecl.continual.homeostasis.layers import distribution, moved
 from spikecl.continual.host import transmitted
-from spikecl.continual.metaplasticity.gates import some
-from spikecl.continual.method import Context, Factors, Method, MethodSpec, Phase, Tensors
+from spikecl.continual.method import Context, Factors, Method, MethodSpec, Phase, Tensors, some
 from spikecl.errors import ConfigError, PairingError
 from spikecl.networks import Linear, NoAutapses
 from spikecl.storage import State, nbytes

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from spikecl.components import Fraction, component
 from spikecl.continual.homeostasis.layers import MeanRates, distribution, layers_with_neurons, moved
-from spikecl.continual.importance.importance import HoldAfter
-from spikecl.continual.metaplasticity.half import Half
 from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors
 from spikecl.errors import ActivityWarning, PairingError
 from spikecl.networks.reachable import warn_unreachable
@@ -77,12 +75,8 @@ class Threshold(MethodSpec):
         cells = _cells(self, context)
         strength = self.rate if self.form == "set_point" else self.theta_plus
         own = {f"{name}.neuron.v_th" for name in cells}
-        for method in context.before if strength else ():  # not theirs to move, or to hold
-            if isinstance(method, HoldAfter):
-                held = method.importance
-                held.names = [name for name in held.names if name not in own]
-            if isinstance(method, Half):
-                method.groups = [[n for n in group if n not in own] for group in method.groups]
+        for method in context.before if strength else ():
+            method.leave(own)
         return _Threshold(self, cells) if strength else Method()
 
 

@@ -7,7 +7,7 @@ never sees it, so any trainer will do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -182,9 +182,11 @@ class Measure(Method):
 
     Attributes:
         looks: Whether it shows samples to the network once more, at the weights that are stored.
+        on_the_way: Whether importances are made of the gradients of training.
     """
 
     looks: ClassVar[bool] = False
+    on_the_way: ClassVar[bool] = False
     gathers = "importances"
 
     def __init__(self, context: Context, name: str, others: Others, pull: float):
@@ -227,6 +229,9 @@ class HoldAfter(Measure):
                     "the optimiser's; use step='gradient' in one of them"
                 )
         self.own = f"method '{name}' with step='implicit' goes a way that is right for the rate"
+
+    def leave(self, names: Collection[str]) -> None:
+        self.importance.names = [n for n in self.importance.names if n not in names]
 
     @torch.no_grad()
     def update(self, update: Tensors) -> Tensors:

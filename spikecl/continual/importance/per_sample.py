@@ -14,7 +14,14 @@ from torch import Tensor
 
 from spikecl.continual.host import Seen
 from spikecl.continual.method import Context
-from spikecl.networks import AnyFactor, ConvFactor, Factor, GradientFactor, Synapse
+from spikecl.networks import (
+    AnyFactor,
+    ConvFactor,
+    Factor,
+    GradientFactor,
+    Synapse,
+    form_gradients,
+)
 from spikecl.networks.network import own_parameters
 from spikecl.streams import Samples
 from spikecl.trainers import Factors
@@ -34,13 +41,13 @@ def mean_powers(
     The pass is one of a test: no dropout, running statistics in norms. Batches are the run's where
     factors have rows. Samples come one by one where a rule gives gradients without rows, or where
     a parameter that no synapse holds (thresholds, time constants, norms) is among the names.
-    (What a rule takes from a whole batch on purpose, such as the gate of ``naca``, stays so.)
+    Where the trainer gives no gradient of the loss, BPTT does.
     """
     weights = context.network.weights()
     totals = {name: torch.zeros_like(weights[name]) for name in names}
     seen, single = 0, None
     for looked in context.host.look(samples, count):
-        made = context.host.credit(ask(looked, seen), training=False)
+        made = context.host.credit(ask(looked, seen), training=False, descends=True)
         single = _needs_single(context, made, totals)
         if single:
             break
@@ -49,9 +56,10 @@ def mean_powers(
     if single:
         seen = 0
         for looked in context.host.look(samples, count, batch=1):
-            made = context.host.credit(ask(looked, seen), training=False)
+            made = context.host.credit(ask(looked, seen), training=False, descends=True)
             seen += 1
-            for name, gradient in _of_one(context, made).items():
+            found = form_gradients(context.network, made.synapses, made.direct)
+            for name, gradient in found.items():
                 if name in totals:
                     totals[name] += gradient.abs() ** power
     return {name: total / seen for name, total in totals.items()}
@@ -65,20 +73,6 @@ def _needs_single(context: Context, made: Factors, totals: Mapping[str, Tensor])
         if patches or isinstance(factor, GradientFactor):  # places are not in the order of samples
             return True
     return False
-
-
-def _of_one(context: Context, made: Factors) -> dict[str, Tensor]:
-    """Return the gradients of a batch of one."""
-    found, weights = dict(made.direct), context.network.weights()
-    for path, synapse in context.network.synapses.items():
-        factor = made.synapses[path]
-        stored: Mapping[str, Tensor] | None = getattr(factor, "stored", None)
-        if stored is None:
-            bias = None if synapse.bias is None else factor.bias_gradient()
-            own = own_parameters(path, synapse, weights)
-            stored = synapse.pull_back(own, factor.gradient(), bias)
-        found |= {f"{path}.{name}": gradient for name, gradient in stored.items()}
-    return found
 
 
 def _add_rows(

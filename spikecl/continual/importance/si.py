@@ -76,6 +76,8 @@ class Si(MethodSpec):
 
 
 class _Run(Measure):
+    on_the_way = True
+
     def __init__(self, spec: Si, context: Context):
         super().__init__(context, "si", spec.others, 2 * spec.strength)
         self._spec, self._steps = spec, 0

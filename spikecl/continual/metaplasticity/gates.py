@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spikecl.continual.metaplasticity.histogram import log_histogram
-from spikecl.continual.method import Context, Method, Tensors
+from spikecl.continual.method import Context, Method, Tensors, some
 from spikecl.errors import PairingError
 from spikecl.networks import Binarise
 
@@ -82,16 +82,6 @@ def weights_of(context: Context, method: str) -> list[str]:
     """
     synapses = context.network.synapses.items()
     return some([f"{path}.weight" for path, each in synapses if each.weight.requires_grad], method)
-
-
-def some(names: list[str], method: str) -> list[str]:
-    """Return the names of what a method is about; refuse to do nothing, silently, without any."""
-    if not names:
-        raise PairingError(
-            f"method '{method}' is about weights that learn, and none of the network's does "
-            "(requires_grad=False); let weights learn, or leave the method out"
-        )
-    return names
 
 
 def binary_weights(context: Context, method: str, otherwise: str) -> list[str]:

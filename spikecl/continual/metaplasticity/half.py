@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import ClassVar, Literal
 
 import torch
@@ -73,6 +74,9 @@ class Half(Method):
     def still(self) -> Tensors:
         weights = self._context.network.weights()
         return {n: torch.ones_like(weights[n], dtype=torch.bool) for n in self.frozen}
+
+    def leave(self, names: Collection[str]) -> None:
+        self.groups = [[n for n in group if n not in names] for group in self.groups]
 
     def end(self, view: LearnerView) -> None:
         self._experience += 1

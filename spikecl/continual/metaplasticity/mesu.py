@@ -10,9 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from spikecl.components import PositiveFloat, PositiveInt, component
-from spikecl.continual.metaplasticity.gates import some
 from spikecl.continual.metaplasticity.sampled import Sampled, Voting
-from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors
+from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors, some
 from spikecl.storage import State, nbytes
 
 NotNegative = Annotated[float, Field(ge=0)]

@@ -12,7 +12,7 @@ from spikecl.continual.importance.importance import HoldAfter
 from spikecl.continual.metaplasticity.gates import Gate
 from spikecl.continual.method import Context, Factors, Tensors, overrides
 from spikecl.errors import PairingError, UsageError
-from spikecl.networks.network import own_parameters
+from spikecl.networks import form_gradients
 from spikecl.storage import State
 from spikecl.streams import Batch, Samples
 from spikecl.streams.events import Part
@@ -110,23 +110,11 @@ class Sampled(Gate):
         weights = {**self._context.network.weights(), **drawn}
         samples, total = Samples((Part(x, y, uid),)), dict[str, Tensor]()
         for part in self._context.host.factors(samples, len(x), weights):
-            for name, gradient in self._formed(part.synapses, weights).items():
-                share = len(part.logits) / len(x)
+            share = len(part.logits) / len(x)
+            formed = form_gradients(self._context.network, part.synapses, part.direct, weights)
+            for name, gradient in formed.items():
                 total[name] = total.get(name, 0) + share * gradient
         return self.said(noise, total)
-
-    def _formed(self, factors: Factors, weights: Tensors) -> dict[str, Tensor]:
-        """Return the gradients of what synapses store."""
-        found: dict[str, Tensor] = {}
-        for path, synapse in self._context.network.synapses.items():
-            factor = factors[path]
-            made = getattr(factor, "stored", None)
-            if made is None:
-                bias = None if synapse.bias is None else factor.bias_gradient()
-                own = own_parameters(path, synapse, weights)
-                made = synapse.pull_back(own, factor.gradient(), bias)
-            found |= {f"{path}.{key}": gradient for key, gradient in made.items()}
-        return found
 
     # ---- state ----------------------------------------------------------------------------------
 

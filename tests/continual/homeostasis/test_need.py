@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from spikecl.continual import Context, Finetune, Hlop
-from spikecl.continual.homeostasis.need import Need
+from spikecl.continual.homeostasis.need import Need, _Need
 from spikecl.continual.host import Nobody
 from spikecl.continual.importance.ewc import Ewc
 from spikecl.continual.importance.l2 import L2
@@ -20,12 +21,13 @@ from spikecl.continual.metaplasticity.benna_fusi import BennaFusi
 from spikecl.continual.metaplasticity.mesu import Mesu
 from spikecl.continual.metaplasticity.tacos import Tacos
 from spikecl.data.arrays import checked
-from spikecl.encoding import Direct
+from spikecl.encoding import Direct, Rate, StepCrossEntropy
 from spikecl.errors import ConfigError, PairingError
 from spikecl.learner import Learner, TrainPlan, check_pairings
 from spikecl.networks import SpikingMlp
 from spikecl.neurons import LIF
 from spikecl.optim import Adam, ScheduleFreeSgd, Sgd
+from spikecl.registry import TRAINERS
 from spikecl.seeds import Seeds
 from spikecl.storage import join, split
 from spikecl.streams import DOMAIN_IL, TASK_FREE, Batch, Reveal, permuted
@@ -43,8 +45,7 @@ def method_of(classes=3, **options):
 def step(method, believed, true):
     """One step; returns the rate that was applied, as a part of the optimiser's."""
     logits = functional.one_hot(torch.tensor(believed), 3).double()
-    loss = torch.tensor(1.0)
-    assert method.output_loss(loss, logits, Batch(logits, torch.tensor(true), None)) is loss
+    method.answered(logits, Batch(logits, torch.tensor(true), None))
     return float(method.update({"w": torch.ones((), dtype=torch.float64)})["w"])
 
 
@@ -106,12 +107,21 @@ def data():
     return checked({"x_train": x[:24], "y_train": y[:24], "x_test": x[24:], "y_test": y[24:]}, "c")
 
 
-def learner_of(*methods, optimiser=None, reveal=DOMAIN_IL):
+def learner_of(
+    *methods,
+    optimiser=None,
+    reveal=DOMAIN_IL,
+    trainer=None,
+    network=SPIKING,
+    encoder=None,
+    loss=None,
+):
     return Learner(
         stream=permuted(data(), experiences=2, seed=1).with_reveal(reveal),
-        network=SPIKING.build((8,), 3),
-        encoder=Direct(steps=3),
-        trainer=Bptt(),
+        network=network.build((8,), 3),
+        encoder=encoder or Direct(steps=3),
+        loss=loss,
+        trainer=trainer or Bptt(),
         methods=methods,
         optimiser=optimiser or Sgd(lr=0.1),
         plan=TrainPlan(batch=6, epochs=3),
@@ -186,6 +196,42 @@ def test_impossible_values_are_refused():
         Need(most=0.5)
     with pytest.raises(ConfigError, match="effect"):
         Need(effect=-0.1)
+
+
+@pytest.mark.filterwarnings("ignore::spikecl.errors.ActivityWarning")
+@pytest.mark.parametrize("name", TRAINERS.names())
+def test_it_believes_what_the_network_answers_whatever_the_trainer_runs_beside(name, monkeypatch):
+    """Local readouts and perturbed passes have outputs too, and losses of them."""
+    kind, wanted, believed = TRAINERS.get(name), [], []
+    options = {"vogels": {"synapses": ("*",)}, "tbptt": {"steps": 2}}.get(name, {})
+    parts, update = kind.parts, _Need.update
+
+    def noted(self, call):
+        wanted.append(call.network(call.x).logits.argmax(1))
+        yield from parts(self, call)
+
+    def looked(self, made):
+        believed.append(self._seen[0])
+        return update(self, made)
+
+    monkeypatch.setattr(kind, "parts", noted)
+    monkeypatch.setattr(_Need, "update", looked)
+    network = replace(SPIKING, readout="mean_current")
+    learner = learner_of(
+        Need(),
+        trainer=kind(**options),
+        network=network,
+        encoder=Rate(steps=4),
+        loss=StepCrossEntropy(),
+    )
+    try:
+        finished(learner)
+    except PairingError as error:
+        assert name in ("dsr", "eventprop"), error
+        pytest.skip("not defined for this network")
+    assert len(believed) == len(wanted) > 10
+    assert torch.equal(torch.stack(believed), torch.stack(wanted))
+    assert len(torch.stack(wanted).unique()) > 1
 
 
 def test_parts_of_a_step_that_change_weights_take_in_their_share(monkeypatch):

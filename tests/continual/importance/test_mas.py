@@ -14,7 +14,7 @@ from spikecl.networks import Layer, Linear, Network, SpikingMlp
 from spikecl.neurons import LIF
 from spikecl.optim import Adam, Sgd
 from spikecl.streams import CLASS_IL, DOMAIN_IL, TASK_IL, Reveal
-from spikecl.trainers import Hebb, Ottt
+from spikecl.trainers import Bptt, Hebb, Ottt
 
 SPIKING = SpikingMlp(hidden=(8, 7), neuron=LIF(beta=0.5, v_th=0.25), bias=True)
 
@@ -86,12 +86,22 @@ def test_batches_do_not_matter_and_labels_neither(made):
 
 
 @pytest.mark.filterwarnings("ignore::spikecl.errors.ActivityWarning")
-def test_it_runs_where_labels_are_hidden(made):
-    reveal = Reveal.BOUNDARY
-    trainer = Hebb(readout="none")
-    learner = made.learner_of(made.tasks(11, 9), Mas(), reveal=reveal, trainer=trainer)
+@pytest.mark.parametrize("trainer", [Hebb(readout="none"), Bptt()])
+def test_under_rules_without_gradients_it_measures_by_bptt(made, trainer):
+    """By autograd on the weights, sample by sample; nothing shows a label."""
+    sets, labels = made.tasks(11), Reveal.LABELS if trainer.needs else Reveal.NONE
+    learner = made.learner_of(sets, Mas(), reveal=Reveal.BOUNDARY | labels, trainer=trainer)
     made.finished(learner)
-    assert bool(importance_of(learner).values["hidden1.weight"].any())
+    wanted = {name: torch.zeros_like(w) for name, w in learner.network.weights().items()}
+    for seen in learner.host.look(learner.stream[0].train, 11, batch=1):
+        leaves = {n: w.detach().requires_grad_() for n, w in learner.network.weights().items()}
+        learner.network(seen.x, weights=leaves).logits.square().sum().backward()
+        for name, leaf in leaves.items():
+            wanted[name] += leaf.grad.abs() / 11
+    found = importance_of(learner).values
+    assert float(wanted["hidden1.weight"].max()) > 0
+    for name, each in wanted.items():
+        torch.testing.assert_close(found[name], each, rtol=1e-4, atol=1e-6)
 
 
 def test_only_logits_that_compete_count(made):

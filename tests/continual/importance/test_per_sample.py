@@ -12,12 +12,12 @@ from spikecl.continual.importance import per_sample
 from spikecl.continual.importance.per_sample import mean_powers
 from spikecl.encoding import CrossEntropy, StepCrossEntropy
 from spikecl.errors import PairingError
-from spikecl.learner import form_gradients
 from spikecl.networks import (
     Mlp,
     SpikingConvNet,
     SpikingMlp,
     SpikingRecurrentNet,
+    form_gradients,
     initialise,
 )
 from spikecl.neurons import CUBA, LIF, PLIF, SynapticIntegrator
@@ -49,7 +49,7 @@ class OneBatch(Nobody):
             loss = lambda outputs, rows=rows: self.loss(outputs, LABELS[rows])  # noqa: E731
             yield Seen(self.x[:, rows], Batch(rows, LABELS[rows], None), loss)
 
-    def credit(self, seen, *, training=True):
+    def credit(self, seen, *, training=True, descends=False):
         self.calls.append((seen.x.shape[1], training))
         loss = PerStep(seen.loss, self.loss.separable) if self.loss.per_step else seen.loss
         return self.trainer.factors(

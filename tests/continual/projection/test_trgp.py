@@ -15,8 +15,7 @@ from spikecl.continual.projection.trgp import Trgp, TrustRegions
 from spikecl.encoding import Encoder, StepCrossEntropy
 from spikecl.errors import ConfigError, PairingError
 from spikecl.learner import Learner, TrainPlan
-from spikecl.learner.gradients import form_gradients
-from spikecl.networks import Mlp, SpikingMlp
+from spikecl.networks import Mlp, SpikingMlp, form_gradients
 from spikecl.networks.build import SpikingRecurrentNet
 from spikecl.networks.convolutional import SpikingConvNet
 from spikecl.neurons import LIF

@@ -5,8 +5,7 @@ import torch
 from meetings import build, off_diagonal, sides
 from sklearn.decomposition import PCA
 
-from spikecl.learner import form_gradients
-from spikecl.networks import ConvNet, Mlp, RecurrentNet
+from spikecl.networks import ConvNet, Mlp, RecurrentNet, form_gradients
 from spikecl.trainers import Bcm, Hebb, Oja, Sanger, Subspace
 
 RULES = {"hebb": Hebb, "oja": Oja, "subspace": Subspace, "sanger": Sanger, "bcm": Bcm}

@@ -11,7 +11,7 @@ from torch.nn import functional
 from spikecl.data.arrays import checked
 from spikecl.encoding import CrossEntropy, Rate
 from spikecl.errors import PairingError
-from spikecl.learner import Learner, TrainPlan, form_gradients
+from spikecl.learner import Learner, TrainPlan
 from spikecl.learner.pairing import check_pairings
 from spikecl.networks import (
     Cells,
@@ -22,6 +22,7 @@ from spikecl.networks import (
     SpikingMlp,
     SpikingRecurrentNet,
     SpikingResNet,
+    form_gradients,
 )
 from spikecl.neurons import LIF, ConductanceLIF, LeakyIntegrator, LoihiLIF, SigmaDelta
 from spikecl.optim import Sgd

@@ -9,8 +9,7 @@ import torch
 from meetings import build, off_diagonal, sides, synapses, trains
 
 from spikecl.errors import ConfigError, PairingError, UsageError
-from spikecl.learner import form_gradients
-from spikecl.networks import Mlp, SpikingMlp
+from spikecl.networks import Mlp, SpikingMlp, form_gradients
 from spikecl.neurons import LIF
 from spikecl.trainers import Stdp
 

@@ -12,8 +12,15 @@ from meetings import SPECS, build, off_diagonal, sides, synapses, trains
 
 from spikecl.encoding import CrossEntropy
 from spikecl.errors import ActivityWarning, ConfigError, PairingError
-from spikecl.learner import form_gradients
-from spikecl.networks import Layer, Linear, Mlp, Network, SpikingMlp, SpikingRecurrentNet
+from spikecl.networks import (
+    Layer,
+    Linear,
+    Mlp,
+    Network,
+    SpikingMlp,
+    SpikingRecurrentNet,
+    form_gradients,
+)
 from spikecl.networks.layer import Cells
 from spikecl.neurons import LIF
 from spikecl.trainers import Vogels

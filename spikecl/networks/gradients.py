@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from spikecl.errors import UsageError
-from spikecl.networks import Network
-from spikecl.networks.network import own_parameters
+from spikecl.networks.network import Network, own_parameters
 
 
 def learning(network: Network) -> dict[str, nn.Parameter]:
