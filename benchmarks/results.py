@@ -14,13 +14,10 @@ FOLDER = Path(__file__).parent / "results"
 
 def write(name: str, command: str, content: Mapping[str, object]) -> None:
     """Write ``results/NAME.json``: command, commit, versions, processor, then the content."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
     table = {
         "name": name,
         "command": command,
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "versions": {package: version(package) for package in ("spikecl", "torch", "numpy")},
         "python": platform.python_version(),
         "cpu": cpu(),
@@ -29,6 +26,12 @@ def write(name: str, command: str, content: Mapping[str, object]) -> None:
     }
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n")
+
+
+def commit() -> str:
+    """Return the short name of the commit that is checked out; nothing outside of a repository."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def cpu() -> str:

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from results import commit
+
 from spikecl.errors import NonFiniteLossError
 from spikecl.experiments import load_config, run_seeds
 from spikecl.experiments.result import RunResult
@@ -121,7 +123,7 @@ def measured(
         also: Other figures of a run, by name.
         where: Folders of runs and data.
     """
-    first = min(trial_tasks, tasks)
+    first, begun = min(trial_tasks, tasks), commit()
     narrowed = [f"stream.experiences={first}", *trial]
     tried: dict[tuple[str, ...], float] = {}
     for each in row.trials(rates):
@@ -155,21 +157,28 @@ def measured(
         "metrics": dict(group.table["metrics"]) | more,
         "method_bytes": max(each["method_bytes"] for each in summaries),
         "cpu_s": [each["cpu_s"] for each in summaries],
+        "commit": begun,
     }
 
 
 def figures(found: Mapping[str, Any], method: str) -> dict[str, Any]:
     """Return the figures of a row: means, standard deviations, bytes, time over fine-tuning's."""
     cell = found[method]
-    shown: dict[str, Any] = {}
-    for metric in (m for m in SHOWN if m in cell["metrics"]):
-        shown[metric] = cell["metrics"][metric]["mean"]
-        shown[f"{metric}_sd"] = cell["metrics"][metric]["sd"]
+    shown = means(cell["metrics"])
     shown["bytes"] = cell["method_bytes"]
     plain = found.get("finetune", {}).get("cpu_s", [])
     if plain:
         ratios = [own / other for own, other in zip(cell["cpu_s"], plain)]
         shown["time_over_finetune"] = statistics.median(ratios)
+    return shown
+
+
+def means(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return means and standard deviations of what is shown."""
+    shown = {}
+    for metric in (m for m in SHOWN if m in metrics):
+        shown[metric] = metrics[metric]["mean"]
+        shown[f"{metric}_sd"] = metrics[metric]["sd"]
     return shown
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +22,15 @@ from spikecl.plots import (
     geometry_tables,
     group_records,
     has_geometry,
+    importance_map,
     plot_comparison,
+    plot_distribution,
     plot_geometry,
+    plot_learning_rate,
     plot_run,
+    plot_synapses,
 )
+from spikecl.plots.style import new_figure, thinned
 from spikecl.records import RunRecord
 from spikecl.storage import read_json, writing
 
@@ -47,6 +52,9 @@ class Cell(NamedTuple):
     sd: str
     interval: str
 
+
+MOST = 4  # parameters, or layers, of a run in a figure, and variables of each
+Panel = tuple[Callable[..., object], *tuple[str, ...]]  # what draws, and of what
 
 COLUMNS = (
     Column("acc", "ACC", "%", 100, 2),
@@ -132,6 +140,11 @@ def _run(record: RunRecord) -> dict[str, Any]:
         "names": {name: summary[name] for name in names},
         "picture": _picture(plot_run(record)),
         "geometry": _geometry(record),
+        "reported": [
+            {"heading": heading, "page": page, "picture": _picture(_grid(record, rows))}
+            for heading, page, rows in _reported(record)
+            if rows
+        ],
         "from_file": run["config"] is not None,
         "settings": _toml(run["config"] or _python_settings(run["identity"] or {})),
         "environment": dict(_flat(run["environment"])),
@@ -161,6 +174,63 @@ def _geometry(record: RunRecord) -> dict[str, Any] | None:
         return None
     tables = [_table(rows) for rows in geometry_tables(record)]
     return {"picture": _picture(plot_geometry(record)), "tables": tables}
+
+
+def _reported(record: RunRecord) -> Iterator[tuple[str, str, list[list[Panel]]]]:
+    """Yield headings, pages of the documentation, and panels of what methods said after events."""
+    rows = [each for each in record.steps() if each["phase"] == "report"]
+    said = [each["value"] for each in rows if each["value"] and isinstance(each["value"], dict)]
+    held = _first(said, lambda entry: "histogram" in _having("counts", entry))
+    row: list[Panel] = [(importance_map, path) for path in _some(held)]
+    yield "Importance", "Importance", [row[i : i + 2] for i in range(0, len(row), 2)]
+    inside = _first(said, lambda e: "weight" in _having("positive", e) or "states" in e)
+    kept = {path: _having("positive", inside[path]) or ["weight"] for path in _some(inside)}
+    yield "Synapses", "Metaplasticity", _panels(plot_synapses, kept)
+    spread: dict[str, dict[str, None]] = {}  # quantities, each once, by layer or synapse
+    for path, entry in (item for value in said for item in value.items()):
+        for quantity in _having("quantiles", entry):
+            spread.setdefault(path, {})[quantity] = None
+    yield "Neurons", "Homeostasis", _panels(plot_distribution, spread)
+    need = any(each["metric"] == "need" for each in rows)
+    yield "Learning rate", "Homeostasis", [[(plot_learning_rate,)]] if need else []
+
+
+def _first(
+    said: Iterable[dict[str, Any]], fits: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """Return the first of what was said whose entries all fit, or nothing."""
+    return next((v for v in said if all(isinstance(e, dict) and fits(e) for e in v.values())), {})
+
+
+def _having(key: str, entry: Any) -> list[str]:
+    """Return the names of the tables in an entry that have a key."""
+    tables = entry.items() if isinstance(entry, dict) else ()
+    return [name for name, value in tables if isinstance(value, dict) and key in value]
+
+
+def _some(names: Iterable[str]) -> list[str]:
+    """Return names that are few enough for a figure, evenly spaced."""
+    every = list(names)
+    return [every[i] for i in thinned(len(every), MOST)]
+
+
+def _panels(
+    show: Callable[..., object], variables: Mapping[str, Iterable[str]]
+) -> list[list[Panel]]:
+    """Return a row of panels for each path, a column for each of its variables."""
+    return [[(show, path, name) for name in _some(variables[path])] for path in _some(variables)]
+
+
+def _grid(record: RunRecord, rows: Sequence[Sequence[Panel]]) -> Figure:
+    """Draw panels of a run in rows."""
+    columns = max(map(len, rows))
+    figure = new_figure(max(9.6, 3.6 * columns), 2.6 * len(rows))
+    for axes, row in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
+        for ax, (show, *given) in zip(axes, row):
+            show(record, *given, ax=ax)
+        for ax in axes[len(row) :]:
+            ax.remove()
+    return figure
 
 
 def _hardware(record: RunRecord) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import statistics
 import tomllib
 import xml.etree.ElementTree as ET
@@ -10,6 +11,8 @@ from html.parser import HTMLParser
 import pytest
 from scipy.stats import t as student
 
+import spikecl
+from spikecl.continual import BennaFusi, Cascade, Ewc, Laborieux, Need, Threshold
 from spikecl.errors import RunError, UsageError
 from spikecl.report import write_report
 
@@ -167,6 +170,73 @@ def test_refused_and_nothing_written(fake_run, tmp_path):
     with pytest.raises(RunError, match="spikecl resume run"):
         write_report([record], target)
     assert not target.exists()
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """Return the record of a run that takes a second, with some methods."""
+    folder = tmp_path_factory.mktemp("runs")
+    stream = spikecl.permuted(spikecl.load_data("digits"), experiences=2, seed=0)
+
+    def run(*methods, **network):
+        return spikecl.run(
+            stream,
+            methods=methods,
+            network=spikecl.SpikingMlp(hidden=(10,), **network),
+            optimiser=spikecl.Adam(lr=0.003) if "binary" in network else spikecl.Sgd(lr=0.1),
+            plan=spikecl.TrainPlan(epochs=1, batch=64),
+            runs_dir=folder,
+        ).record
+
+    return run
+
+
+SAID = {
+    "ewc": ((Ewc(strength=1.0),), {}, {"Importance": ["hidden1.weight: importance by ewc"]}),
+    "laborieux": (
+        (Laborieux(m=3.0),),
+        {"binary": "fixed"},
+        {"Synapses": ["hidden1.weight: weight", "readout.weight: weight"]},
+    ),
+    "benna_fusi": (
+        (BennaFusi(beakers=3),),
+        {},
+        {"Synapses": ["hidden1.weight: weight", "hidden1.weight: beaker3"]},
+    ),
+    "cascade": ((Cascade(),), {"binary": "fixed"}, {"Synapses": ["hidden1.weight: state"]}),
+    "threshold": (
+        (Threshold(),),
+        {"learns": ["v_th"], "per_neuron": True},
+        {"Neurons": ["hidden1: spikes per step", "hidden1: threshold"]},
+    ),
+    "need": ((Need(),), {}, {"Learning rate": ["learning rate, relative to the optimiser's"]}),
+    "plain": ((), {}, {}),
+}
+
+
+@pytest.mark.parametrize(("methods", "network", "expected"), SAID.values(), ids=SAID)
+def test_what_methods_said_is_drawn(small_run, tmp_path, methods, network, expected):
+    text = write_report([small_run(*methods, **network)], tmp_path / "page.html").read_text("utf-8")
+    figures = dict(re.findall(r'<img alt="([\w ]+) of \S+ after each event" src="([^"]+)"', text))
+    assert list(figures) == list(expected)
+    for heading, titles in expected.items():
+        assert text.count(f"<summary>{heading}</summary>") == 1
+        svg = base64.b64decode(figures[heading].partition(",")[2]).decode()
+        drawn = re.findall("<!-- (.+) -->", svg)  # each text stands above the shapes of its letters
+        assert set(titles) <= set(drawn)
+
+
+def test_of_many_parameters_a_few_are_drawn(fake_run, tmp_path):
+    record = fake_run()
+    spread = {"quantiles": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
+    value = {f"hidden{i}": {"rate": spread, "moved": 0.1} for i in range(9)} | {"note": 3}
+    rows = (record.path / "steps.jsonl").read_text()
+    row = {"event": 0, "phase": "report", "eval_set": None, "metric": "own", "value": value}
+    (record.path / "steps.jsonl").write_text(rows + json.dumps(row) + "\n")
+    text = write_report([record], tmp_path / "page.html").read_text("utf-8")
+    (source,) = re.findall(r'of run after each event" src="[^,]+,([^"]+)"', text)
+    drawn = base64.b64decode(source).decode()
+    assert [i for i in range(9) if f"hidden{i}: spikes per step" in drawn] == [0, 3, 6]
 
 
 def simulated(record, **changes):

@@ -49,10 +49,10 @@ class Host(Protocol):
     def relabel(self, seen: Seen, labels: Tensor) -> Seen:
         """Return samples with other labels [B], and the loss of these, without methods' terms."""
 
-    def credit(self, seen: Seen, *, training: bool = True, descends: bool = False) -> Factors:
+    def credit(self, seen: Seen, *, training: bool = True, of_loss: bool = False) -> Factors:
         """Return what the trainer makes of samples that were looked at, at the present weights.
 
-        With ``descends`` it is the gradient of the loss: where the trainer has none, BPTT's.
+        With ``of_loss`` it is the gradient of the loss: where the trainer has none, BPTT's.
         """
 
     def factors(
@@ -106,7 +106,7 @@ class Nobody:
             "Learner, or give Context a host"
         )
 
-    def credit(self, seen: Seen, *, training: bool = True, descends: bool = False) -> Factors:
+    def credit(self, seen: Seen, *, training: bool = True, of_loss: bool = False) -> Factors:
         """Refuse."""
         raise UsageError(
             "this method asks for gradients of samples, and its context has no host; run it in a "

@@ -96,6 +96,8 @@ class Method:
         writes: Whether it changes weights beside ``update``, which nobody can hold still then.
         remembers: Whether it goes on from what it keeps of old weights, so that nobody may begin
             anew; projections and methods with importances do without being asked.
+        needs_gradient: Whether it makes more of the gradients of training than steps, so that they
+            have to be those of the loss.
     """
 
     gathers: str = ""
@@ -103,6 +105,7 @@ class Method:
     room: int | None = None
     writes: bool = False
     remembers: bool = False
+    needs_gradient: bool = False
 
     def begin(self, view: LearnerView) -> None:
         """A new experience begins (once per run when boundaries are hidden)."""
@@ -138,13 +141,13 @@ class Method:
     def fired(self, rates: Tensors, share: float) -> None:
         """Look at the mean output of each neuron [*features] by layer in this step.
 
-        Where weights change several times in a step, these are the means of a share of it.
+        A trainer may show the time steps of a batch in parts; these are the means of one.
         """
 
     def answered(self, logits: Tensor, batch: Batch) -> None:
         """Look at the logits [B, classes] that the network gives a batch in this step.
 
-        Where weights change several times in a step, these are its logits so far.
+        A trainer may show the time steps of a batch in parts; these are the logits so far.
         """
 
     def factors(self, factors: Factors, batch: Batch) -> Factors:
@@ -168,9 +171,10 @@ class Method:
         return {}
 
     def leave(self, names: Collection[str]) -> None:
-        """Let go of parameters, by name, that a method of a later phase moves in its own way.
+        """Let go of parameters, by name: neither move nor hold them.
 
-        It is called once, when that method starts: neither move nor hold them from then on.
+        A method of a later phase that moves them in its own way, as ``threshold`` does, asks for it
+        when it starts.
         """
 
     def after_step(self) -> None:

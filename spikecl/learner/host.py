@@ -73,11 +73,11 @@ class LearnerHost:
         weights: Mapping[str, Tensor] | None = None,
         *,
         training: bool = True,
-        descends: bool = False,
+        of_loss: bool = False,
     ) -> Factors:
         """Return what the trainer makes of samples that were looked at."""
         trainer = self._calls.trainer
-        if descends and not trainer.descends:
+        if of_loss and not trainer.has_gradient:
             trainer = Bptt()
         with torch.no_grad():
             call = replace(self._calls.call(seen, weights), training=training)

@@ -157,17 +157,16 @@ def check_measures(methods: Composition) -> None:
 def check_credit(trainer: Trainer, methods: Composition) -> None:
     """Refuse methods that ask of the trainer what it does not have: errors, gradients of a loss."""
     for name, method in methods.methods.items():
-        if overrides(method, "errors") and not trainer.follows:
+        if overrides(method, "errors") and not trainer.sends_errors:
             raise PairingError(
                 f"method '{name}' sends errors to hidden neurons, and trainer '{trainer.name}' "
-                f"follows none through them; use one of {_trainers('follows')}"
+                f"follows none through them; use one of {_trainers('sends_errors')}"
             )
-        if isinstance(method, Measure) and method.on_the_way and not trainer.descends:
+        if method.needs_gradient and not trainer.has_gradient:
             raise PairingError(
-                f"method '{name}' makes importances of the gradients of training, and trainer "
-                f"'{trainer.name}' has none of the loss: it changes weights by a rule of its own, "
-                "or by an estimate that is mostly noise; use 'ewc' or 'mas', which measure by "
-                f"'bptt' there, or one of {_trainers('descends')}"
+                f"method '{name}' needs the gradient of the loss, and trainer '{trainer.name}' "
+                "has none: it changes weights by a rule of its own, or by an estimate that is "
+                f"mostly noise; use one of {_trainers('has_gradient')}"
             )
 
 

@@ -31,9 +31,11 @@ def warn_unreachable(layers: Mapping[str, Layer], target: float, what: str, advi
     """
     for name, layer in layers.items():
         if target > (most := most_spikes(layer)):
-            warnings.warn(
-                f"layer '{name}' cannot reach {what}: {most:.3g} spikes a step are the most that "
-                f"its neurons can have in the long run; {advice}",
-                ActivityWarning,
-                stacklevel=2,
-            )
+            why = f"{most:.3g} spikes a step are the most that its neurons can have in the long run"
+            warn_of(name, f"{what}: {why}", advice)
+
+
+def warn_of(layer: str, what: str, advice: str) -> None:
+    """Warn that a layer cannot reach something."""
+    text = f"layer '{layer}' cannot reach {what}; {advice}"
+    warnings.warn(text, ActivityWarning, stacklevel=3)

@@ -42,7 +42,7 @@ class Bptt(Trainer):
         checkpoint: Steps between two states that are kept; 0 keeps the graph of all steps.
     """
 
-    follows: ClassVar[bool] = True
+    sends_errors: ClassVar[bool] = True
     traits: ClassVar[Traits] = Traits(
         time="no",
         space="no; feedback 'direct' and 'global': yes",
@@ -93,7 +93,7 @@ class Tbptt(Trainer):
         feedback: Through which weights errors reach lower layers.
     """
 
-    follows: ClassVar[bool] = True
+    sends_errors: ClassVar[bool] = True
     traits: ClassVar[Traits] = Traits(
         time="within k steps",
         space="no; feedback 'direct' and 'global': yes",

@@ -58,7 +58,7 @@ class Decolle(Trainer):
         rate_target: Rate they are pulled to, spikes per step.
     """
 
-    follows: ClassVar[bool] = True
+    sends_errors: ClassVar[bool] = True
     traits: ClassVar[Traits] = Traits(
         time="yes: traces",
         space="yes: a readout of each layer",

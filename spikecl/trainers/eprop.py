@@ -28,7 +28,7 @@ from spikecl.trainers.needs import (
     need_windows,
 )
 from spikecl.trainers.online import in_parts
-from spikecl.trainers.rates import Rates
+from spikecl.trainers.rates import Rates, check_target
 from spikecl.trainers.synaptic import (
     SynapticTraces,
     check_synapses,
@@ -55,7 +55,7 @@ class Eligible(Trainer):
         update: Change weights once for a batch (``sequence``), or after each window.
     """
 
-    follows: ClassVar[bool] = True
+    sends_errors: ClassVar[bool] = True
 
     window: Annotated[int, Field(ge=0)] = 0
     update: Literal["sequence", "window"] = "sequence"
@@ -84,6 +84,8 @@ class Eligible(Trainer):
         need_spikes(self.name, network)
         need_present(self.name, network)
         back.check_feedback(self.name, self.signals, network, loss)
+        if rates := self.rates(len(x)):
+            check_target(self.name, network, rates.target)
         if not self.window:
             need_windows(self.name, self.update)
             return

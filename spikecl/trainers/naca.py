@@ -70,7 +70,7 @@ class Naca(Trainer):
         gate: How far below the largest mean input neurons still learn; 0 has no gate.
     """
 
-    descends: ClassVar[bool] = False
+    has_gradient: ClassVar[bool] = False
     traits: ClassVar[Traits] = Traits(
         time="yes: traces of the membrane's decay",
         space="yes, and the expected class",

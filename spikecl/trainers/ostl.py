@@ -70,7 +70,7 @@ class Osttp(Eligible):
         update: Change weights once for a batch (``sequence``), or after each window.
     """
 
-    descends: ClassVar[bool] = False
+    has_gradient: ClassVar[bool] = False
     traits: ClassVar[Traits] = Traits(
         time="yes with window: traces",
         space="yes: a broadcast of the target",

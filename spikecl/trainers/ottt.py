@@ -46,7 +46,7 @@ class _Present(Trainer):
         feedback: Through which weights errors reach lower layers.
     """
 
-    follows: ClassVar[bool] = True
+    sends_errors: ClassVar[bool] = True
 
     window: Window = 0
     update: Literal["sequence", "window"] = "sequence"

@@ -6,6 +6,18 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from spikecl.networks import Network
+from spikecl.networks.reachable import warn_unreachable
+from spikecl.trainers.needs import layers_of
+
+
+def check_target(rule: str, network: Network, target: float) -> None:
+    """Warn of hidden layers whose neurons cannot fire as often as a rule would have them."""
+    layers = layers_of(network)
+    last = next(reversed(layers))
+    hidden = {name: layer for name, layer in layers.items() if name != last}
+    warn_unreachable(hidden, target, f"trainer.{rule}.rate_target={target}", "lower it")
+
 
 class Rates:
     """The cost of firing rates that differ from a target.

@@ -177,18 +177,18 @@ class Trainer(ABC):
     Attributes:
         needs: What the stream must reveal.
         traits: What the rule is like, for the table.
-        follows: Whether it sends errors to hidden outputs, and with them those that a call asks
-            for (:attr:`Call.errors`).
-        descends: Whether what it gives for a sample is, or stands for, the gradient of the loss of
-            that sample, of which importances are made. That of a rule with changes of its own is
-            not, nor an estimate that is mostly noise.
+        sends_errors: Whether it sends errors to hidden outputs, and with them those that a call
+            asks for (:attr:`Call.errors`).
+        has_gradient: Whether what it gives for a sample is, or stands for, the gradient of the loss
+            of that sample. What a rule with changes of its own gives is none, nor is an estimate
+            that is mostly noise.
     """
 
     __slots__ = ()
     needs: ClassVar[Reveal] = Reveal.LABELS
     traits: ClassVar[Traits]
-    follows: ClassVar[bool] = False
-    descends: ClassVar[bool] = True
+    sends_errors: ClassVar[bool] = False
+    has_gradient: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -41,7 +41,7 @@ HOOKS = {
     ),
     *("still", "state_dict", "load_state_dict", "nbytes"),
 }
-FACTS = {"gathers", "own", "room", "writes", "remembers"}
+FACTS = {"gathers", "own", "room", "writes", "remembers", "needs_gradient"}
 
 
 def test_the_hooks_are_those_of_the_design():
@@ -62,7 +62,7 @@ def test_the_others_do_nothing_and_keep_nothing():
     assert method.after_step() is None and method.end_epoch() is None
     assert method.state_dict() == {} and method.report() == {} and method.nbytes() == 0
     assert method.still() == {} and (method.gathers, method.own, method.room) == ("", "", None)
-    assert not method.writes and not method.remembers
+    assert not method.writes and not method.remembers and not method.needs_gradient
     assert method.travels().rows == {} and method.travels().more(0) == {}
     method.load_state_dict({})
 

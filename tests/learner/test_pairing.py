@@ -385,14 +385,15 @@ def test_importances_are_not_measured_at_weights_that_nobody_runs_with(measure, 
 
 
 @pytest.mark.parametrize("name", TRAINERS.names())
-def test_importances_on_the_way_are_made_of_gradients_of_a_loss(name):
+def test_what_is_made_of_gradients_needs_a_trainer_that_has_some(name):
     trainer = TRAINERS.get(name)(**({"tbptt": {"steps": 2}}.get(name, {})))
-    giving = {"bptt", "tbptt", "eprop", "ottt", "sltt", "ostl", "decolle", "dsr", "eventprop"}
-    assert trainer.descends is (name in giving)
-    for method in (Si(), Si(strength=0.0), Si(step="implicit")):
-        if trainer.descends:
-            learner_of(stream_of(8, 8), trainer=trainer, methods=[method])
+    having = {"bptt", "tbptt", "eprop", "ottt", "sltt", "ostl", "decolle", "dsr", "eventprop"}
+    stream = stream_of(8, 8).with_reveal(TASK_IL)
+    assert trainer.has_gradient is (name in having)
+    for method in (Si(), Si(strength=0.0), Si(step="implicit"), Mesu(), Trgp(), Dendrites()):
+        if trainer.has_gradient:
+            learner_of(stream, trainer=trainer, methods=[method])
             continue
-        with pytest.raises(PairingError, match=f"trainer '{name}' has none.*'ewc'.*one of bptt, "):
-            learner_of(stream_of(8, 8), trainer=trainer, methods=[method])
-    learner_of(stream_of(8, 8), trainer=trainer, methods=[L2(), Ewc(), Mas()])
+        with pytest.raises(PairingError, match=f"trainer '{name}' has none.*one of bptt, "):
+            learner_of(stream, trainer=trainer, methods=[method])
+    learner_of(stream, trainer=trainer, methods=[L2(), Ewc(), Mas()])

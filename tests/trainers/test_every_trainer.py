@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import warnings
 import weakref
 from dataclasses import replace
 
@@ -14,10 +15,10 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spikecl.components import from_table, to_table
-from spikecl.continual import Finetune
+from spikecl.continual import Finetune, Hlop
 from spikecl.data.arrays import checked
 from spikecl.encoding import CrossEntropy, Rate, StepCrossEntropy
-from spikecl.errors import PairingError
+from spikecl.errors import ActivityWarning, PairingError
 from spikecl.learner import Learner, TrainPlan
 from spikecl.networks import (
     ConvNet,
@@ -123,7 +124,7 @@ def test_who_follows_errors_asks_for_those_of_methods(name, kind):
     call = Call(network, x, loss_of(loss), variables=variables, generator=generator, labels=LABELS)
     call = replace(call, errors=lambda fired, share: asked.append((list(fired), share)) or {})
     list(trainer.parts(call))
-    assert bool(asked) is trainer.follows
+    assert bool(asked) is trainer.sends_errors
     if asked:
         assert sum(share for _, share in asked) == pytest.approx(1)
         assert all(names == list(network.layers)[:-1] for names, _ in asked)
@@ -298,3 +299,66 @@ def test_memory_of_windows_does_not_grow_with_the_steps(trainer):
     few, many = (peak(replace(trainer, window=1), steps) for steps in (50, 500))
     assert many <= 1.02 * few
     assert peak(trainer, 500) > 4 * peak(trainer, 50)
+
+
+GENTLE = {"vogels": {"target": 200.0}}  # its inhibition would silence the layers
+
+
+class Doubled(Rate):
+    """In double precision."""
+
+    def encode(self, x, statistics, generator):
+        return super().encode(x, statistics, generator).double()
+
+
+@pytest.mark.filterwarnings("ignore::spikecl.errors.ActivityWarning")
+@pytest.mark.parametrize(("name", "kind"), [p for p in PAIRS if p[1] in ("dense", "recurrent")])
+def test_updates_stay_out_of_what_hlop_protects(name, kind):
+    """``dW H^T = 0`` for all that moves in a second task, under Adam, whatever the rule."""
+    network, _, loss = problem(name, kind)
+    draw = np.random.default_rng(7)
+    data = {f"x_{part}": draw.random((24, 16), np.float32) for part in ("train", "test")}
+    data |= {f"y_{part}": np.arange(24) % CLASSES for part in ("train", "test")}
+    learner = Learner(
+        stream=permuted(checked(data, "c"), experiences=2, seed=1),
+        network=network,
+        encoder=Doubled(steps=T),
+        trainer=replace(trainer_of(name), **GENTLE.get(name, {})),
+        methods=[Hlop(rows=(5,))],
+        optimiser=Adam(lr=0.01),
+        plan=TrainPlan(batch=6, epochs=1),
+        seeds=Seeds(3),
+        device=torch.device("cpu"),
+        loss=loss,
+        initial="given",
+    )
+    rows, old = {}, {}
+    for tick in learner.ticks():
+        if tick.kind == "event" and learner.at.event == 1:
+            learner.network.double()
+            old = {n: w.detach().clone() for n, w in network.weights().items()}
+        if tick.kind in ("step", "window") and learner.at.event == 1 and not rows:
+            hlop = learner.methods.methods["hlop"].protection
+            rows = {path: hlop.outside(path).basis.clone() for path in network.synapses}
+    now, moving = network.weights(), 0
+    for path, basis in rows.items():
+        step = (now[f"{path}.weight"] - old[f"{path}.weight"]).detach()
+        moving += bool(step.any())
+        assert len(basis) == 5
+        assert float((step @ basis.T).norm()) <= 1e-10 * max(float(step.norm()), 1e-12), path
+    assert moving >= 1 and len(rows) == len(network.synapses)
+
+
+def test_a_rate_that_neurons_cannot_have_is_warned_of():
+    network, x, loss = problem("eprop", "dense")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Eprop(rate_cost=1.0, rate_target=0.9).check(network, x, loss)
+        network = SpikingMlp(hidden=(5,), neuron=LIF(refractory=3), readout="mean_current")
+        network = network.build((16,), CLASSES)
+        Eprop(rate_target=0.9).check(network, x, loss)
+        Eprop(rate_cost=1.0, rate_target=0.25).check(network, x, loss)
+    with pytest.warns(
+        ActivityWarning, match="'hidden1' cannot reach trainer.eprop.rate_target=0.9"
+    ):
+        Eprop(rate_cost=1.0, rate_target=0.9).check(network, x, loss)

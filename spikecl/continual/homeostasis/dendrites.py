@@ -66,7 +66,7 @@ class Dendrites(MethodSpec):
 
 
 class _Dendrites(Method):
-    remembers = True
+    remembers = needs_gradient = True
     gathers = "the mean input of their context"
 
     def __init__(self, spec: Dendrites, context: Context, sizes: dict[str, int]):

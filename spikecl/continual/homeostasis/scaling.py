@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from spikecl.continual.homeostasis.layers import (
 from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors
 from spikecl.errors import ConfigError, PairingError
 from spikecl.networks import Binarise, Dale, NoAutapses, SplitSigns, Standardise, Synapse
-from spikecl.networks.reachable import warn_unreachable
+from spikecl.networks.reachable import warn_of, warn_unreachable
 from spikecl.storage import State, nbytes
 from spikecl.streams import LearnerView
 
@@ -53,6 +54,8 @@ class Scaling(MethodSpec):
         target_sum: Sum of the stored weights' sizes, but for autapses that have no effect; 0 is the
             mean over rows at the start.
         every: Steps of training from one scaling to the next.
+        most: By ``rate``, rows grow no further than so many times the mean sum of rows at the
+            start: a neuron that more of its input does not wake would grow for ever.
     """
 
     phase: ClassVar[Phase] = Phase.AVERAGING
@@ -63,6 +66,7 @@ class Scaling(MethodSpec):
     tau_rate: Annotated[float, Field(ge=1)] = 20.0
     target_sum: NonNegative = 0.0
     every: PositiveInt = 1
+    most: Annotated[float, Field(gt=1)] = 10.0
 
     def __post_init__(self) -> None:
         """Refuse sums that a step would go beyond, and signs that it would turn."""
@@ -135,9 +139,11 @@ class _Scaling(Method):
         self._spec, self._rows = spec, rows
         self._rates = MeanRates(spec.tau_rate)
         self._step = 0
-        self._sums = {path: spec.target_sum or self._sum(path).mean().item() for path in rows}
+        self._start = {path: self._sum(path).mean().item() for path in rows}
+        self._sums = {path: spec.target_sum or start for path, start in self._start.items()}
         self._change: dict[str, Tensor] = {}  # what scaling did since the experience began
         self._size: dict[str, float] = {}
+        self._said: list[str] = []
 
     def _sum(self, path: str) -> Tensor:
         """Return the sum of the sizes of the weights that are scaled, by row."""
@@ -173,7 +179,25 @@ class _Scaling(Method):
             share = torch.where(total > 0, self._sums[path] / total, torch.ones_like(total))
             return 1 + self._spec.rate * (share - 1)
         rate = rates_of_rows(self._rates.mean[rows.layer], rows.weight)
-        return (1 + self._spec.rate * (self._spec.target - rate)).clamp_min(0)
+        wanted = (1 + self._spec.rate * (self._spec.target - rate)).clamp_min(0)
+        return torch.minimum(wanted, self._room(path).clamp_min(1))
+
+    def _room(self, path: str) -> Tensor:
+        """Return what rows may be multiplied by at most; without bound where all began as zeros."""
+        most, total = self._spec.most * (self._start[path] or math.inf), self._sum(path)
+        return torch.where(total > 0, most / total, torch.full_like(total, math.inf))
+
+    def end(self, view: LearnerView) -> None:
+        for path, rows in self._rows.items():
+            if self._spec.form == "sum" or path in self._said or not self._step:
+                continue
+            rate = rates_of_rows(self._rates.mean[rows.layer], rows.weight)
+            count = int(((self._room(path) <= 1 + 1e-5) & (rate < 0.5 * self._spec.target)).sum())
+            if count:
+                self._said.append(path)
+                what = f"scaling.target={self._spec.target}: {count} of its {len(rate)} neurons "
+                what += f"fire less than half of it with the largest weights of '{path}'"
+                warn_of(rows.layer, what, "raise its gain, or lower its threshold or the target")
 
     def report(self) -> dict[str, object]:
         found: dict[str, object] = {}
@@ -191,14 +215,16 @@ class _Scaling(Method):
         return {
             "rates": self._rates.state_dict(),
             "step": self._step,
-            "sums": dict(self._sums),
+            "start": dict(self._start),
+            "said": list(self._said),
             "change": self._change,
             "size": dict(self._size),
         }
 
     def load_state_dict(self, state: State) -> None:
         self._rates.load_state_dict(state["rates"])
-        self._step, self._sums = state["step"], dict(state["sums"])
+        self._step, self._start, self._said = state["step"], dict(state["start"]), state["said"]
+        self._sums = {n: self._spec.target_sum or start for n, start in self._start.items()}
         self._change = {n: t.clone() for n, t in state["change"].items()}
         self._size = dict(state["size"])
 

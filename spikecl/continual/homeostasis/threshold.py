@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 from spikecl.components import Fraction, component
 from spikecl.continual.homeostasis.layers import MeanRates, distribution, layers_with_neurons, moved
 from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors
-from spikecl.errors import ActivityWarning, PairingError
-from spikecl.networks.reachable import warn_unreachable
+from spikecl.errors import PairingError
+from spikecl.networks.reachable import warn_of, warn_unreachable
 from spikecl.neurons.values import Range
 from spikecl.storage import State, nbytes
 from spikecl.streams import LearnerView, Reveal
@@ -116,11 +115,6 @@ def _cells(spec: Threshold, context: Context) -> dict[str, _Cells]:
     return found
 
 
-def _warn(layer: str, what: str, advice: str) -> None:
-    text = f"layer '{layer}' cannot reach {what}; {advice}"
-    warnings.warn(text, ActivityWarning, stacklevel=2)
-
-
 class _Threshold(Method):
     remembers = True
 
@@ -167,7 +161,7 @@ class _Threshold(Method):
                 self._said.append(name)
                 what = f"target={self._spec.target}: {count} of its {lowest.numel()} neurons fire "
                 what += "less than half of it at the lowest threshold"
-                _warn(name, what, "raise its weights or gain, or lower the target or the floor")
+                warn_of(name, what, "raise its weights or gain, or lower the target or the floor")
 
     def report(self) -> dict[str, object]:
         found: dict[str, object] = {}

@@ -59,7 +59,8 @@ class Ewc(MethodSpec):
     2018, equation 9, whose further gamma in the penalty is in ``strength`` here.
     Deviation: log p is minus the loss of training (with a loss that is no cross entropy the squares
     are those of its gradients). With surrogate gradients F is of these: its size depends on the
-    surrogate's width, and so does the strength that fits.
+    surrogate's width, and so does the strength that fits. Under trainers without a gradient of the
+    loss (``has_gradient``) BPTT measures.
     """
 
     needs: ClassVar[Reveal] = Reveal.BOUNDARY

@@ -2,7 +2,8 @@
 
 A penalty ``strength/2 sum_i A_i (w_i - c_i)^2`` holds each parameter w_i near its anchor c_i by
 its importance A_i. Its gradient is added to what the trainer and the methods before made; the loss
-never sees it, so any trainer will do.
+never sees it. What measures by single samples does so with the trainer, or with BPTT where the
+trainer has no gradient of the loss.
 """
 
 from __future__ import annotations
@@ -182,11 +183,9 @@ class Measure(Method):
 
     Attributes:
         looks: Whether it shows samples to the network once more, at the weights that are stored.
-        on_the_way: Whether importances are made of the gradients of training.
     """
 
     looks: ClassVar[bool] = False
-    on_the_way: ClassVar[bool] = False
     gathers = "importances"
 
     def __init__(self, context: Context, name: str, others: Others, pull: float):

@@ -49,7 +49,8 @@ class Mas(MethodSpec):
         others: Whether biases, neurons' parameters and norms are held (``protect``) or ``learn``.
 
     Source: Aljundi et al. 2018, equations 2 to 4 with the squared norm of section 3.3. With a loss
-    of steps the norm is a mean over steps too.
+    of steps the norm is a mean over steps too. Under trainers without a gradient of the loss
+    (``has_gradient``) BPTT measures.
     """
 
     needs: ClassVar[Reveal] = Reveal.BOUNDARY

@@ -47,7 +47,7 @@ def mean_powers(
     totals = {name: torch.zeros_like(weights[name]) for name in names}
     seen, single = 0, None
     for looked in context.host.look(samples, count):
-        made = context.host.credit(ask(looked, seen), training=False, descends=True)
+        made = context.host.credit(ask(looked, seen), training=False, of_loss=True)
         single = _needs_single(context, made, totals)
         if single:
             break
@@ -56,7 +56,7 @@ def mean_powers(
     if single:
         seen = 0
         for looked in context.host.look(samples, count, batch=1):
-            made = context.host.credit(ask(looked, seen), training=False, descends=True)
+            made = context.host.credit(ask(looked, seen), training=False, of_loss=True)
             seen += 1
             found = form_gradients(context.network, made.synapses, made.direct)
             for name, gradient in found.items():

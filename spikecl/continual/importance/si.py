@@ -76,7 +76,7 @@ class Si(MethodSpec):
 
 
 class _Run(Measure):
-    on_the_way = True
+    needs_gradient = True
 
     def __init__(self, spec: Si, context: Context):
         super().__init__(context, "si", spec.others, 2 * spec.strength)

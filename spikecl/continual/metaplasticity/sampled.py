@@ -34,6 +34,8 @@ class Sampled(Gate):
         passes: Of a step.
     """
 
+    needs_gradient = True
+
     def __init__(self, name: str, context: Context, names: Sequence[str], passes: int):
         super().__init__(context, names)
         if passes > 1 and any(overrides(m, h) for m in context.before for h in _ADDING):

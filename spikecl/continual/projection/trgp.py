@@ -274,6 +274,8 @@ class RunScaled(ProjectUpdates):
         others: What becomes of parameters that are no weights.
     """
 
+    needs_gradient = True
+
     def __init__(self, regions: TrustRegions, context: Context, others: Others):
         super().__init__(regions, context, others)
         self.regions = regions

@@ -44,7 +44,7 @@ class LocalRule(Trainer):
     """
 
     needs: ClassVar[Reveal] = cast(Reveal, _Needs())
-    descends: ClassVar[bool] = False
+    has_gradient: ClassVar[bool] = False
 
     readout: Literal["delta", "none"] = "delta"
 

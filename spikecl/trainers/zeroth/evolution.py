@@ -41,7 +41,7 @@ class Evolution(Trainer):
         shaping: ``ranks``, or the losses as they are (``none``).
     """
 
-    descends: ClassVar[bool] = False
+    has_gradient: ClassVar[bool] = False
     traits: ClassVar[Traits] = Traits(
         time="forward passes alone",
         space="one number for all: the rank of a loss",

@@ -40,7 +40,7 @@ class ForwardGradient(Trainer):
             (``rademacher``), whose variance is a little less.
     """
 
-    descends: ClassVar[bool] = False
+    has_gradient: ClassVar[bool] = False
     traits: ClassVar[Traits] = Traits(
         time="forward passes alone",
         space="one number for all: a slope of the loss",

@@ -48,7 +48,7 @@ class Spsa(Trainer):
         step: Size of the steps that ``conservative`` compares.
     """
 
-    descends: ClassVar[bool] = False
+    has_gradient: ClassVar[bool] = False
     traits: ClassVar[Traits] = Traits(
         time="forward passes alone",
         space="one number for all: a difference of the loss",

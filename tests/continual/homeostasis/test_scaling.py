@@ -261,6 +261,40 @@ def test_a_target_that_neurons_cannot_reach_is_warned_of():
         Scaling(target=3.0).start(analog)
 
 
+def test_neurons_that_more_of_their_input_does_not_wake_are_warned_of_and_do_not_grow_for_ever():
+    network = SpikingMlp(hidden=(5,), neuron=LIF(beta=0.5)).build((4,), 3).double()
+    method = started(Scaling(rate=0.5, target=0.2, tau_rate=1.0, most=4.0), network)
+    w = network.weights()["hidden1.weight"]
+    start = w.detach().abs().sum(1)
+    rates = torch.tensor([0.0, 0.0, 0.2, 0.12, 0.5]).double()  # silent, silent, right, low, busy
+    with torch.no_grad():
+        w[1] = 0.0
+    for _ in range(200):
+        step(method, {"hidden1": rates})
+        assert float(w.detach().abs().sum(1).max()) <= 4.0 * float(start.mean()) * (1 + 1e-12)
+    sums = w.detach().abs().sum(1)
+    torch.testing.assert_close(sums[[0, 3]], (4.0 * start.mean()).expand(2))
+    assert float(sums[1]) == 0 and float(sums[4]) < 1e-6
+    torch.testing.assert_close(sums[2], start[2], rtol=1e-5, atol=0)
+    with pytest.warns(
+        ActivityWarning, match="'hidden1' cannot reach scaling.target=0.2: 1 of its 5"
+    ):
+        method.end(None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method.end(None)  # it has been said
+    context = Context(network, Sgd(), Seeds(0), Reveal.LABELS, 3, CPU)
+    again = Scaling(rate=0.5, target=0.2, tau_rate=1.0, most=4.0).start(context)
+    again.begin(None)
+    again.load_state_dict(method.state_dict())
+    before = w.detach().clone()
+    step(again, {"hidden1": torch.zeros(5).double()})
+    torch.testing.assert_close(w.detach()[:1], before[:1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        started(Scaling(form="sum"), network).end(None)
+
+
 def test_a_sum_is_not_gone_beyond():
     with pytest.raises(ConfigError, match="scaling.rate: got 1.5 for form='sum'.*at most 1"):
         Scaling(form="sum", rate=1.5)

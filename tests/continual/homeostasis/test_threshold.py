@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from spikecl.continual import Context, Finetune, Hlop
+from spikecl.continual import Context, Finetune, Hlop, Method
 from spikecl.continual.homeostasis.threshold import Threshold
 from spikecl.continual.importance.l2 import L2
 from spikecl.data.arrays import checked
@@ -436,3 +436,21 @@ def test_a_checkpoint_has_all_there_is():
 def test_who_adapts_in_the_first_experience_has_to_know_it():
     assert Threshold(adapts="first").needs == Reveal.BOUNDARY
     assert Threshold().needs == Reveal.NONE
+
+
+class Listening(Method):
+    """Notes what it is to let go of."""
+
+    def __init__(self):
+        self.told = []
+
+    def leave(self, names):
+        self.told.append(set(names))
+
+
+def test_it_asks_methods_before_it_to_let_go_of_its_thresholds():
+    network = SpikingMlp(hidden=(4,), learns=("v_th",), per_neuron=True).build((5,), 3)
+    for spec, told in ((Threshold(), [{"hidden1.neuron.v_th"}]), (Threshold(rate=0.0), [])):
+        listening = Listening()
+        spec.start(Context(network, Sgd(), Seeds(0), DOMAIN_IL, 3, CPU, before=(listening,)))
+        assert listening.told == told

@@ -49,7 +49,7 @@ class OneBatch(Nobody):
             loss = lambda outputs, rows=rows: self.loss(outputs, LABELS[rows])  # noqa: E731
             yield Seen(self.x[:, rows], Batch(rows, LABELS[rows], None), loss)
 
-    def credit(self, seen, *, training=True, descends=False):
+    def credit(self, seen, *, training=True, of_loss=False):
         self.calls.append((seen.x.shape[1], training))
         loss = PerStep(seen.loss, self.loss.separable) if self.loss.per_step else seen.loss
         return self.trainer.factors(
