@@ -141,8 +141,9 @@ def apply(
     optimiser.step(gradients)
     update = method.update({name: w - old[name] for name, w in weights.items()})
     for name, w in weights.items():
-        moved = old[name] + update[name]
-        w.copy_(torch.where(update[name] == w - old[name], w, moved))
+        same = update[name] == w - old[name]
+        moved = old[name].add_(update[name])
+        w.copy_(torch.where(same, w, moved, out=moved))
 
 
 def gathering_of(spec: MethodSpec) -> Callable[[], dict[str, float]]:

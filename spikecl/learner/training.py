@@ -163,9 +163,9 @@ class Training:
         for change in hooks["update"]:
             update = change(update)
         for name, parameter in self._learning.items():
-            moved = old[name] + update[name]
             same = update[name] == parameter - old[name]  # old + (new - old) may round
-            parameter.copy_(torch.where(same, parameter, moved))
+            moved = old[name].add_(update[name])
+            parameter.copy_(torch.where(same, parameter, moved, out=moved))
         for variable, name in self._tied.items():  # what learns alike is projected alike
             self._moving[variable] += update[name] - made[name]
 

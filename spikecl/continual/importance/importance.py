@@ -138,7 +138,7 @@ class Importance:
             if name in update:
                 back = value * strength
                 off = weights[name].detach() - self.anchors[name]
-                made[name] = torch.addcmul(update[name], back / (1 + back), off, value=-1.0)
+                made[name] = torch.addcmul(update[name], back.div_(1 + back), off, value=-1.0)
         return made
 
     def report(self) -> dict[str, object]:
