@@ -537,7 +537,13 @@ def test_windows_that_learn_run_with_what_the_ones_before_learned(update):
         torch.testing.assert_close(weight, ends[1][name], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("trainer", [Bptt(), Spsa()], ids=["bptt", "spsa"])
+class Rowless(Spsa):
+    """Stands for a rule whose gradients have no rows."""
+
+    has_gradient = True
+
+
+@pytest.mark.parametrize("trainer", [Bptt(), Rowless()], ids=["bptt", "rowless"])
 def test_frozen_synapses_have_no_trust_region(trainer):
     """A network for them alone would change what is not to change."""
     network = SpikingRecurrentNet(hidden=(8,), neuron=LIF(beta=0.5, v_th=V_TH))
