@@ -55,6 +55,10 @@ class Host(Protocol):
         With ``of_loss`` it is the gradient of the loss: where the trainer has none, BPTT's.
         """
 
+    @property
+    def of_loss(self) -> str:
+        """Name of the rule that gives the gradient of the loss: the run's trainer, or ``bptt``."""
+
     def factors(
         self,
         samples: Samples,
@@ -126,6 +130,11 @@ class Nobody:
             "this method asks for gradients of samples, and its context has no host; run it in a "
             "Learner, or give Context a host"
         )
+
+    @property
+    def of_loss(self) -> str:
+        """None does."""
+        return ""
 
     @property
     def apart(self) -> bool:

@@ -13,7 +13,7 @@ from spikecl.learner.calls import Calls
 from spikecl.learner.training import Training
 from spikecl.seeds import Seeds
 from spikecl.streams import Samples
-from spikecl.trainers import Bptt, Factors
+from spikecl.trainers import Bptt, Factors, Trainer
 from spikecl.trainers.trainer import joined
 
 
@@ -76,12 +76,19 @@ class LearnerHost:
         of_loss: bool = False,
     ) -> Factors:
         """Return what the trainer makes of samples that were looked at."""
-        trainer = self._calls.trainer
-        if of_loss and not trainer.has_gradient:
-            trainer = Bptt()
+        trainer = self._gradient() if of_loss else self._calls.trainer
         with torch.no_grad():
             call = replace(self._calls.call(seen, weights), training=training)
             return joined(list(trainer.parts(call)))
+
+    @property
+    def of_loss(self) -> str:
+        """Name of the rule that gives the gradient of the loss."""
+        return self._gradient().name
+
+    def _gradient(self) -> Trainer:
+        trainer = self._calls.trainer
+        return trainer if trainer.has_gradient else Bptt()
 
     def factors(
         self,

@@ -141,7 +141,7 @@ class Importance:
                 made[name] = torch.addcmul(update[name], back.div_(1 + back), off, value=-1.0)
         return made
 
-    def report(self) -> dict[str, object]:
+    def report(self) -> dict[str, dict[str, object]]:
         """Return what can be drawn of each parameter's importances."""
         return {name: summary(value) for name, value in self.values.items()}
 
@@ -193,7 +193,8 @@ class Measure(Method):
         self.importance = Importance(context, name, others)
 
     def report(self) -> dict[str, object]:
-        return self.importance.report()
+        by = {"by": self.context.host.of_loss} if self.looks else {}
+        return {name: {**said, **by} for name, said in self.importance.report().items()}
 
     def state_dict(self) -> State:
         return self.importance.state_dict()

@@ -10,7 +10,7 @@ from torch.nn import functional
 from spikecl.continual import ExperienceReplay, Finetune, Hlop, Inhibition
 from spikecl.continual.importance.ewc import Ewc
 from spikecl.continual.importance.l2 import L2
-from spikecl.encoding import StepCrossEntropy
+from spikecl.encoding import CrossEntropy, StepCrossEntropy
 from spikecl.errors import ConfigError, PairingError, UsageError
 from spikecl.networks import Layer, Linear, Mlp, Network, SpikingMlp
 from spikecl.neurons import LIF
@@ -253,6 +253,23 @@ def test_the_pull_is_that_of_a_batch_however_many_parts_it_has(made, update, ste
     gone = 2.0 - (learner.network.weights()[name].detach() - held.anchors[name])
     assert int(learner.at.step) == 1
     torch.testing.assert_close(gone, torch.full_like(gone, 2 * 0.2 * 1e-3), rtol=1e-3, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore::spikecl.errors.ActivityWarning")
+@pytest.mark.parametrize(
+    ("trainer", "loss", "by"),
+    [
+        (Ottt(), StepCrossEntropy(), "ottt"),
+        (Hebb(readout="delta"), CrossEntropy(), "bptt"),
+    ],
+)
+def test_the_record_says_what_gave_the_gradients(made, trainer, loss, by):
+    network = SpikingMlp(hidden=(8,), readout="mean_current")
+    options = {"network": network, "trainer": trainer, "loss": loss}
+    learner = made.learner_of(made.tasks(6), Ewc(samples=6), **options)
+    assert "ewc" not in learner.methods.report()
+    made.finished(learner)
+    assert {said["by"] for said in learner.methods.report()["ewc"].values()} == {by}
 
 
 def test_it_composes_with_replay_and_projection(made):

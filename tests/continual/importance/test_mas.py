@@ -99,6 +99,7 @@ def test_under_rules_without_gradients_it_measures_by_bptt(made, trainer):
         for name, leaf in leaves.items():
             wanted[name] += leaf.grad.abs() / 11
     found = importance_of(learner).values
+    assert {said["by"] for said in learner.methods.report()["mas"].values()} == {"bptt"}
     assert float(wanted["hidden1.weight"].max()) > 0
     for name, each in wanted.items():
         torch.testing.assert_close(found[name], each, rtol=1e-4, atol=1e-6)
