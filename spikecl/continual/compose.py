@@ -30,6 +30,9 @@ class Composition:
     def hooks(self, name: str) -> tuple[Callable[..., Any], ...]:
         """Return the bound hooks of a name, of those methods alone that override it."""
         methods = dict(self.methods)
+        if name == "begin":
+            opening = [each for each, method in methods.items() if method.opens]
+            methods = {each: methods[each] for each in dict.fromkeys([*opening, *methods])}
         if name == "after_step":
             methods |= {each: methods.pop(each) for each in self._around}  # come last
         return tuple(

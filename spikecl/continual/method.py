@@ -92,6 +92,8 @@ class Method:
             any is refused before the start.
         own: What its ``update`` brings beside a part of the optimiser's step, in words: nobody
             may multiply that.
+        multiplies: Whether its ``update`` multiplies the optimiser's, which has to be a step then.
+        opens: Whether its ``begin`` changes weights; it comes before that of others.
         room: How many contexts it has room for; ``None`` is any number.
         writes: Whether it changes weights beside ``update``, which nobody can hold still then.
         remembers: Whether it goes on from what it keeps of old weights, so that nobody may begin
@@ -102,6 +104,8 @@ class Method:
 
     gathers: str = ""
     own: str = ""
+    multiplies: bool = False
+    opens: bool = False
     room: int | None = None
     writes: bool = False
     remembers: bool = False

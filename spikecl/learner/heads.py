@@ -43,6 +43,8 @@ class Heads:
                 f"head 'multi' needs {', '.join(missing.names())}, which stream '{stream.name}' "
                 "hides; use head 'single' or 'growing', or a stream that reveals it"
             )
+        self._task = 0  # position of the present one
+        self._mask = torch.zeros((), device=device)
         self._masks: Tensor | None = None
         self._owners: Tensor | None = None
         self.own = torch.ones(self.outputs, dtype=torch.bool, device=device)
@@ -59,8 +61,11 @@ class Heads:
         self.own = torch.zeros_like(self.own)
         for each in self._until(event) if self.rehearsed else (event,):
             self.own[self._places(each)] = True
+        self._task = self.tasks.index(event.task)
         self._owners = self._task_owners(event) if self.kind == "multi" else None
         self._masks = self._task_masks(event)
+        mask = self.class_mask(event.classes)
+        self._mask = torch.zeros((), device=self.device) if mask is None else mask
 
     def _are_apart(self, experiences: list[Experience]) -> bool:
         """Whether no output learns in two experiences: by heads, or by classes of known tasks."""
@@ -90,13 +95,17 @@ class Heads:
             self.seen[batch.y] = True
 
     def train(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return logits [..., B, classes] of a training batch's outputs."""
+        """Return logits [..., B, classes] of a training batch's outputs.
+
+        A sample without a label is one of the present task.
+        """
         logits = outputs
         if self._owners is not None:
             rows = torch.arange(outputs.shape[-2], device=self.device)
-            logits = self._by_task(outputs)[..., rows, self._owners[batch.y], :]
+            owners = self._task if batch.y is None else self._owners[batch.y]
+            logits = self._by_task(outputs)[..., rows, owners, :]
         if self._masks is not None:
-            logits = logits + self._masks[batch.y]
+            logits = logits + (self._masks[batch.y] if batch.y is not None else self._mask)
         if self.kind == "growing" and batch.y is not None:
             closed = ~self.seen
             closed[batch.y] = False

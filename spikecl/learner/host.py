@@ -88,7 +88,7 @@ class LearnerHost:
 
     def _gradient(self) -> Trainer:
         trainer = self._calls.trainer
-        return trainer if trainer.has_gradient else Bptt()
+        return trainer.of_loss if trainer.has_gradient else Bptt()
 
     def factors(
         self,

@@ -29,6 +29,7 @@ from spikecl.learner.pairing import (
     check_credit,
     check_draws,
     check_experiences,
+    check_heads,
     check_input,
     check_loss,
     check_measures,
@@ -135,8 +136,11 @@ class Learner:
             assert isinstance(layer, Layer)
             if isinstance(layer.norm, BatchNorm):
                 layer.norm.held = False  # by whoever had the network before
+        self._given: dict[str, Tensor] = {}
         if initial == "drawn":
             initialise(network, seeds)
+        elif any(getattr(spec, "restart", False) for spec in methods):
+            self._given = {name: each.clone() for name, each in _all_of(network).items()}
         network.to(device)
         self.host = LearnerHost(
             self.calls, self.training, batch=plan.batch, seeds=seeds, restart=self._restart
@@ -148,9 +152,10 @@ class Learner:
         )
         self.methods = Composition(methods, context)
         check_rehearsal(self.methods, methods)
+        check_heads(stream, self.heads, self.methods)
         check_credit(trainer, self.methods)
         check_measures(self.methods)
-        check_restart(self.methods, methods)
+        check_restart(self.methods, methods, optimiser)
         check_still(self.methods)
         check_draws(self.methods)
         check_experiences(stream, self.methods)
@@ -326,7 +331,11 @@ class Learner:
     @torch.no_grad()
     def _restart(self) -> None:
         """Take the network and what the trainer remembers back to where they started."""
-        initialise(self.network, self.seeds)
+        if self._given:
+            for name, each in _all_of(self.network).items():
+                each.copy_(self._given[name])
+        else:
+            initialise(self.network, self.seeds)
         event = next(e for e in self.stream if isinstance(e, Experience))
         drawn = self.trainer.variables(self.network, self.seeds, self._inputs.probe(event))
         for name, value in drawn.items():
@@ -427,6 +436,12 @@ class Learner:
             "metric": metric,
             "value": value,
         }
+
+
+def _all_of(network: Network) -> dict[str, Tensor]:
+    """Return the parameters and the running statistics of a network, by name."""
+    weights = {name: weight.detach() for name, weight in network.weights().items()}
+    return {**weights, **network.statistics()}
 
 
 def model_nbytes(network: Network) -> int:

@@ -14,6 +14,7 @@ from spikecl.continual.method import MethodSpec, check_reveal, overrides
 from spikecl.continual.projection.protection import ProjectFactors, ProjectUpdates
 from spikecl.encoding import Encoder, FirstSpike, Loss, PopulationDecoder
 from spikecl.errors import ConfigError, PairingError, RunError, UsageError
+from spikecl.learner.heads import Heads
 from spikecl.learner.plan import TrainPlan
 from spikecl.networks import Layer, Network
 from spikecl.neurons import ConductanceLIF, SpikingNeuron
@@ -46,7 +47,9 @@ def check_pairings(stream: Stream, trainer: Trainer, methods: Sequence[MethodSpe
             check_reveal("method", method_name(spec), needs, stream.name, stream.reveal)
 
 
-def check_restart(methods: Composition, specs: Sequence[MethodSpec]) -> None:
+def check_restart(
+    methods: Composition, specs: Sequence[MethodSpec], optimiser: OptimiserSpec
+) -> None:
     """Refuse to begin anew where another method goes on from what it keeps of old weights."""
     anew = [method_name(spec) for spec in specs if getattr(spec, "restart", False)]
     held = [
@@ -59,6 +62,12 @@ def check_restart(methods: Composition, specs: Sequence[MethodSpec]) -> None:
             f"method '{anew[0]}' with restart=true begins each experience from the initial "
             f"weights, and method '{held[0]}' protects, or goes on from, what they learned before; "
             f"set method.{anew[0]}.restart=false, or use one of the two alone"
+        )
+    if anew and optimiser.state == "carried":
+        raise PairingError(
+            f"method '{anew[0]}' with restart=true begins each experience from the initial "
+            "weights, and optimiser.state='carried' goes on with what it remembers of others; use "
+            f"'fresh', or set method.{anew[0]}.restart=false"
         )
 
 
@@ -131,6 +140,28 @@ def check_rehearsal(methods: Composition, specs: Sequence[MethodSpec]) -> None:
             f"left, so old samples of method '{brings[0]}' would be trained with {kept[0].keeps} "
             "that their tests never use; leave one of the two out"
         )
+
+
+def check_heads(stream: Stream, heads: Heads, methods: Composition) -> None:
+    """Refuse old samples whose labels do not tell at which head they learn."""
+    running = methods.methods.items()
+    brings = [n for n, m in running if any(overrides(m, hook) for hook in REHEARSING)]
+    if not brings or heads.kind != "multi" or len(heads.tasks) < 2:
+        return
+    finds = f"method '{brings[0]}' with head 'multi' finds the head of an old sample by its label"
+    if hidden := (Reveal.CLASSES | Reveal.BOUNDARY) & ~stream.reveal:
+        raise PairingError(
+            f"{finds}, so it needs {', '.join(hidden.names())}, which the stream hides; use a "
+            "stream that reveals it, or head 'single'"
+        )
+    owners: dict[int, int] = {}
+    for event in stream:
+        for label in event.classes if isinstance(event, Experience) else ():
+            if (owner := owners.setdefault(label, event.task)) != event.task:
+                raise PairingError(
+                    f"{finds}, and tasks {owner} and {event.task} share the label {label}; use "
+                    "head 'single', or tasks of different classes"
+                )
 
 
 def _with_weights_of_tasks(methods: Composition) -> list[str]:
@@ -296,6 +327,12 @@ def check_average(stream: Stream, optimiser: OptimiserSpec, methods: Composition
                 f"optimiser '{optimiser_name}' averages its steps, and method '{name}' holds back "
                 "a part of each update, so what the average brings of an earlier one would be held "
                 "back twice; use 'sgd', 'adam' or 'adamw'"
+            )
+        if method.multiplies:
+            raise PairingError(
+                f"optimiser '{optimiser_name}' averages its steps, and method '{name}' multiplies "
+                "each update, so what the average brings of an earlier one would be multiplied "
+                "again; use 'sgd', 'adam' or 'adamw'"
             )
 
 

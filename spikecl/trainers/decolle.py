@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -91,6 +92,11 @@ class Decolle(Trainer):
             need_steps(self.name, "window", self.window, len(x))
         else:
             need_windows(self.name, self.update)
+
+    @property
+    def of_loss(self) -> Decolle:
+        """Without the cost of firing rates."""
+        return replace(self, rate_cost=0.0)
 
     def variables(self, network: Network, seeds: Seeds, x: Tensor) -> dict[str, Tensor]:
         """Return the local readouts."""

@@ -197,6 +197,11 @@ class Eprop(Eligible):
         """Whether the reset is kept."""
         return self.reset == "kept"
 
+    @property
+    def of_loss(self) -> Eprop:
+        """Without the cost of firing rates."""
+        return replace(self, rate_cost=0.0)
+
     def rates(self, steps: int) -> Rates | None:
         """Return the cost of firing rates, where it has a weight."""
         return Rates(self.rate_cost, self.rate_target, steps) if self.rate_cost else None

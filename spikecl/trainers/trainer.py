@@ -196,6 +196,11 @@ class Trainer(ABC):
         return TRAINERS.name_of(type(self)) or type(self).__name__.lower()
 
     @property
+    def of_loss(self) -> Trainer:
+        """The same rule without costs of its own: of the loss alone."""
+        return self
+
+    @property
     def random(self) -> bool:
         """Whether a call draws random numbers of its own."""
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -32,7 +33,7 @@ def clusters(classes: int = 4, per: int = 30, n: int = 12):
     return checked(arrays, "clusters")
 
 
-def learner_of(stream, methods, *, network=None, optimiser=None, epochs=2):
+def learner_of(stream, methods, *, network=None, optimiser=None, epochs=2, **options):
     network = network or SpikingMlp(hidden=(16,))
     return Learner(
         stream=stream,
@@ -44,6 +45,7 @@ def learner_of(stream, methods, *, network=None, optimiser=None, epochs=2):
         plan=TrainPlan(epochs=epochs, batch=10),
         seeds=Seeds(3),
         device=torch.device("cpu"),
+        **options,
     )
 
 
@@ -135,6 +137,54 @@ def test_restart_begins_each_experience_from_the_initial_weights():
         torch.testing.assert_close(ends[3][name], p, rtol=0, atol=1e-5)
 
 
+class _Built:
+    """A network that is there already."""
+
+    def __init__(self, network):
+        self.network = network
+
+    def build(self, shape, classes):
+        return self.network
+
+
+@pytest.mark.parametrize("method", [JointTraining(), Finetune(restart=True)])
+def test_initial_weights_are_those_that_were_given(method):
+    """Norms, their statistics and what neurons learn, too; and behind a stop."""
+    network = SpikingMlp(hidden=(16,), norm="batch", learns=("v_th",)).build((12,), 4)
+    initialise(network, Seeds(7))
+    with torch.no_grad():
+        for each in (*network.weights().values(), *network.statistics().values()):
+            each.add_(0.1)
+    wanted = {**network.weights(), **network.statistics()}
+    wanted = {name: each.detach().clone() for name, each in wanted.items()}
+    stopped, stream = copy.deepcopy(network), permuted(clusters(), experiences=3, old_data=True)
+
+    def started(network):
+        return learner_of(stream, (method, Watch()), network=_Built(network), initial="given")
+
+    learner, half = started(network), None
+    for tick in learner.ticks():
+        if half is None and tick.position.event == 0 and tick.position.step == 2:
+            half = copy.deepcopy(learner.state_dict())
+    again = started(stopped)
+    again.load_state_dict(half)
+    for _ in again.ticks():
+        pass
+    for run, count in ((learner, 3), (again, 2)):
+        begun = run.methods.methods["watch"].begun
+        assert len(begun) == count
+        assert all(torch.equal(each, wanted[n]) for found in begun for n, each in found.items())
+        assert not torch.equal(weights(run)["hidden1.weight"], wanted["hidden1.weight"])
+
+
+@pytest.mark.parametrize("method", [JointTraining(), Finetune(restart=True)])
+def test_beginning_anew_forgets_what_the_optimiser_knows(method):
+    stream = permuted(clusters(), experiences=2, old_data=True)
+    with pytest.raises(PairingError, match="restart=true.*optimiser.state='carried'.*use 'fresh'"):
+        learner_of(stream, (method,), optimiser=Adam(state="carried"))
+    learner_of(stream, (type(method)(restart=False),), optimiser=Adam(state="carried"))
+
+
 class _JointByHand:
     """Plain torch: fresh weights, fresh optimiser, the union of all three tasks."""
 
@@ -186,7 +236,8 @@ class _Watch(Method):
         self.network, self.begun = network, []
 
     def begin(self, view):
-        self.begun.append({n: p.detach().clone() for n, p in self.network.weights().items()})
+        held = {**self.network.weights(), **self.network.statistics()}
+        self.begun.append({name: each.detach().clone() for name, each in held.items()})
 
 
 def test_does_not_forget_where_fine_tuning_does():

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from spikecl.continual import JointTraining, Ncl
+from spikecl.continual import ExperienceReplay, JointTraining, Ncl
+from spikecl.continual.compose import method_name
+from spikecl.continual.importance.ewc import Ewc
+from spikecl.continual.importance.mas import Mas
 from spikecl.encoding import Direct, StepCrossEntropy
 from spikecl.errors import PairingError
 from spikecl.learner import Heads, Learner, TrainPlan
@@ -32,7 +35,7 @@ from spikecl.streams import (
 )
 from spikecl.streams.events import Part
 from spikecl.streams.stream import EvalSet
-from spikecl.trainers import Bptt
+from spikecl.trainers import Bptt, Hebb
 
 CPU, N, CLASSES, T = torch.device("cpu"), 5, 6, 3
 PAIRS = ((0, 1), (2, 3), (4, 5))
@@ -53,7 +56,7 @@ def stream_of(reveal=TASK_IL, *, classes=PAIRS, events=None):
     return Stream("made", {}, 0, reveal, CLASSES, (N,), len(events), lambda i: events[i], sets)
 
 
-def learner_of(stream, head, *, network=None, methods=(), loss=None, **plan):
+def learner_of(stream, head, *, network=None, methods=(), loss=None, trainer=None, **plan):
     outputs = Heads(head, stream, CPU).outputs
     network = network or SpikingMlp(
         hidden=(9,), neuron=LIF(beta=0.5, v_th=0.2), readout="mean_current"
@@ -62,7 +65,7 @@ def learner_of(stream, head, *, network=None, methods=(), loss=None, **plan):
         stream=stream,
         network=network.build((N,), outputs),
         encoder=Direct(steps=T),
-        trainer=Bptt(),
+        trainer=trainer or Bptt(),
         methods=methods,
         optimiser=Sgd(lr=0.3),
         plan=TrainPlan(**{"batch": 4, "epochs": 2, **plan}),
@@ -258,6 +261,62 @@ def test_joint_training_trains_all_heads():
     learner = learner_of(stream_of(reveal), "multi", methods=(JointTraining(),), epochs=20)
     run(learner)
     assert (learner.scores.matrices()[0].final > 0.9).all()
+
+
+@pytest.mark.parametrize(
+    "method", [JointTraining(), JointTraining(restart=False), ExperienceReplay()]
+)
+def test_old_samples_whose_labels_tell_no_head_are_refused(method):
+    """An old sample would train the head of whoever had its label last."""
+    name, reveal = method_name(method), TASK_IL | Reveal.OLD_DATA
+    for classes, told in (
+        (((0, 1), (1, 2)), "tasks 0 and 1 share the label 1"),
+        (
+            ((0,), (1,), (1,)),
+            "tasks 1 and 2 share the label 1",
+        ),
+    ):
+        shared = stream_of(reveal, classes=classes)
+        with pytest.raises(PairingError, match=f"'{name}' with head 'multi'.*{told}; use head"):
+            learner_of(shared, "multi", methods=(method,))
+        learner_of(shared, "single", methods=(method,))
+    back = [
+        Experience(i, samples(i, 8, PAIRS[t]), PAIRS[t], task=t) for i, t in enumerate((0, 1, 0))
+    ]
+    learner_of(stream_of(reveal, events=back), "multi", methods=(method,))
+    hidden = stream_of(reveal & ~Reveal.CLASSES)
+    with pytest.raises(PairingError, match=f"'{name}' with head 'multi'.*needs classes, which the"):
+        learner_of(hidden, "multi", methods=(method,))
+    learner_of(stream_of(reveal & ~Reveal.CLASSES, classes=PAIRS[:1]), "multi", methods=(method,))
+
+
+@pytest.mark.parametrize("head", ["single", "multi"])
+def test_a_sample_without_a_label_is_one_of_the_present_task(head):
+    stream = stream_of(TASK_IL)
+    heads = Heads(head, stream, CPU)
+    heads.begin(stream[1])
+    outputs = torch.randn(4, heads.outputs)
+    unlabelled = heads.train(outputs, Batch(torch.zeros(4, N), None, None))
+    own = outputs.view(4, -1, CLASSES)[:, -2 if head == "multi" else 0]
+    wanted = torch.full((4, CLASSES), -torch.inf)
+    wanted[:, 2:4] = own[:, 2:4]
+    assert torch.equal(unlabelled, wanted)
+    labelled = heads.train(outputs, Batch(torch.zeros(4, N), torch.tensor([2, 3, 2, 3]), None))
+    assert torch.equal(unlabelled, labelled)
+
+
+@pytest.mark.parametrize("measure", [Ewc(), Mas()])
+@pytest.mark.filterwarnings("ignore::spikecl.errors.ActivityWarning")
+def test_importances_without_labels_are_of_the_present_head(measure):
+    reveal = TASK_IL & ~Reveal.LABELS
+    options = {"methods": (measure,), "trainer": Hebb(readout="none")}
+    learner = learner_of(stream_of(reveal), "multi", **options)
+    for tick in learner.ticks():
+        if tick.kind == "event" and tick.position.event == 1:
+            break
+    (method,) = learner.methods.methods.values()
+    rows = method.importance.values["readout.weight"].abs().sum(1) > 0
+    assert rows.tolist() == [True, True] + (3 * CLASSES - 2) * [False]
 
 
 def test_rows_of_other_heads_get_no_gradient_at_all():

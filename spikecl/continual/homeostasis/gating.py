@@ -21,6 +21,7 @@ from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors
 from spikecl.errors import PairingError
 from spikecl.storage import State, nbytes
 from spikecl.streams import LearnerView, Reveal
+from spikecl.trainers.needs import layers_of
 
 
 class _Needs:
@@ -43,8 +44,9 @@ class Gating(MethodSpec):
 
     so two contexts that share no unit share no weight: neither forgets by the other. Parameters
     that have no unit of their own (a bias of a readout that tasks share, one threshold of a layer)
-    learn in the first context alone. Running statistics of norms stand still where parameters do.
-    With ``share=0`` the method does nothing at all.
+    learn in the first context alone; of outputs that each task has of its own, those of others
+    stay. Running statistics of norms stand still where parameters do. With ``share=0`` the method
+    does nothing at all.
 
     A test is answered in the context of its task where that is revealed, otherwise in that whose
     mean input is nearest, sample by sample.
@@ -84,7 +86,8 @@ class _Gating(Method):
         self._contexts = Contexts(context, spec.samples)
         self._gates: list[dict[str, Tensor]] = []
         self._listens = sources(context)
-        self._apart, self._last = context.host.apart, list(context.network.layers)[-1]
+        self._last = list(context.network.layers)[-1]
+        self._outputs = len(context.network.synapses[self._last].weight)
         self._statistics: dict[str, Tensor] = {}  # before the present step
         for name, statistic in context.network.statistics().items():
             own = sizes.get(name.split(".")[0])
@@ -143,21 +146,29 @@ class _Gating(Method):
 
     def _kept(self, changes: Tensors) -> dict[str, Tensor]:
         """Return changes of what belongs to units that are awake."""
-        gates = self._gates[self._contexts.now]
+        gates = dict(self._gates[self._contexts.now])
+        if (own := self._context.host.outputs()) is not None:
+            gates[self._last] = own.repeat_interleave(self._outputs // len(own))
         found = {}
         for name, change in changes.items():
-            layer = name.split(".")[0]
             path = name.rpartition(".")[0]
             below = self._listens.get(path) if name.endswith(".weight") else None
-            alone = layer in gates and change.dim() > 0 and len(change) == len(gates[layer])
-            if alone:
-                change = change * gates[layer].view(-1, *[1] * (change.dim() - 1)).to(change)
+            gate = gates.get(self._unit_of(name))
+            alone = gate is not None and change.dim() > 0 and len(change) == len(gate)
+            if gate is not None and alone:
+                change = change * gate.view(-1, *[1] * (change.dim() - 1)).to(change)
             if below in gates:
                 change = change * along_columns(gates[below], change)
-            elif not alone and self._contexts.now > 0 and not (self._apart and layer == self._last):
+            elif not alone and self._contexts.now > 0:
                 change = torch.zeros_like(change)
             found[name] = change
         return found
+
+    def _unit_of(self, parameter: str) -> str:
+        """Return the layer whose units a parameter has numbers of."""
+        layer, stage, *_ = parameter.split(".")
+        before = layers_of(self._context.network)[layer].before
+        return self._listens[layer] if stage in before else layer
 
     @torch.no_grad()
     def predict(self, x: Tensor, task: int | None) -> Tensor:

@@ -88,6 +88,7 @@ class Need(MethodSpec):
 class _Need(Method):
     def __init__(self, spec: Need, context: Context, effects: tuple[float, ...]):
         self._spec, self._context = spec, context
+        self.multiplies = spec.control != "constant" and spec.kappa != 0 and any(effects)
         self._effects = torch.tensor(effects, dtype=torch.float64, device=context.device)
         self._state = torch.zeros_like(self._effects[0])
         self._steps = 0

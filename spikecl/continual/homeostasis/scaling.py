@@ -18,10 +18,11 @@ from spikecl.continual.homeostasis.layers import (
 )
 from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors
 from spikecl.errors import ConfigError, PairingError
-from spikecl.networks import Binarise, Dale, NoAutapses, SplitSigns, Standardise, Synapse
+from spikecl.networks import BatchNorm, Binarise, Dale, NoAutapses, SplitSigns, Standardise, Synapse
 from spikecl.networks.reachable import warn_of, warn_unreachable
 from spikecl.storage import State, nbytes
 from spikecl.streams import LearnerView
+from spikecl.trainers.needs import layers_of
 
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -30,7 +31,8 @@ NonNegative = Annotated[float, Field(ge=0)]
 class Scaling(MethodSpec):
     """Scale the weights onto each neuron by what it fires, or to a sum.
 
-    For row i of every synapse onto neurons (feed-forward and recurrent), behind the optimiser::
+    For row i of every synapse onto neurons (feed-forward, recurrent, shortcuts), behind the
+    optimiser::
 
         rate    r_i <- r_i + (f_i - r_i) / tau_rate,   w_ij <- w_ij max(1 + rate (target - r_i), 0)
         sum     w_ij <- w_ij (1 + rate (target_sum / sum_j |w_ij| - 1))
@@ -114,10 +116,19 @@ def _rows(context: Context) -> dict[str, _Rows]:
     """Return the synapses onto neurons that learn; refuse those that nothing can scale."""
     found = {}
     for name, layer in layers_with_neurons(context.network).items():
+        layers = layers_of(context.network)
+        shortcuts = {each: layers[each] for each in layer.currents if each in layers}
         onto = {name: layer.synapse, f"{name}.recurrent": layer.recurrent}
+        onto |= {each: cut.synapse for each, cut in shortcuts.items() if cut.neuron is None}
         for path, synapse in onto.items():
             if synapse is not None and synapse.weight.requires_grad:
                 found[path] = _Rows(name, synapse.weight, synapse)
+        for path, each in {name: layer, **shortcuts}.items():
+            if path in found and isinstance(each.norm, BatchNorm):
+                raise PairingError(
+                    f"method 'scaling' multiplies weights, and the norm behind those of '{path}' "
+                    "takes their size out again; use a network without norms"
+                )
     for path, rows in found.items():
         if fixed := [m for m in rows.synapse.maps if isinstance(m, Standardise | Binarise)]:
             raise PairingError(

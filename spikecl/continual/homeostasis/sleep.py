@@ -160,7 +160,8 @@ class _Sleep(Method):
         generator = self._context.seeds.generator("sleep", event=self._experience)
         given = spec.threshold
         thresholds = given if isinstance(given, tuple) else (given,) * len(self._chain)
-        chance = (spec.max_rate * self._mean).clamp(0, 1)
+        mean = self._mean / self._mean.max().clamp_min(1e-12)
+        chance = (spec.max_rate * mean).clamp(0, 1)
         v = {name: weight.new_zeros(len(weight)) for name, weight in self._chain.items()}
         fired = {name: torch.zeros_like(each) for name, each in v.items()}
         for _ in range(steps):

@@ -117,8 +117,7 @@ class _Run(Measure):
     def _drawn(self, seen: Seen, draws: Tensor) -> Tensor:
         """Return labels [B] that the network's own probabilities give to numbers from 0 to 1."""
         network = self.context.network
-        outputs = network(seen.x, generator=seen.generator).logits
-        logits = outputs if seen.batch.y is None else seen.logits(outputs)
+        logits = seen.logits(network(seen.x, generator=seen.generator).logits)
         below = logits.double().softmax(-1).cumsum(-1)
         places = draws.to(below.device)[:, None] * below[:, -1:]  # sums to 1 but for rounding
         return (below <= places).sum(-1).clamp_max(logits.shape[-1] - 1)

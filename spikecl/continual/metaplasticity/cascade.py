@@ -54,6 +54,7 @@ class Cascade(MethodSpec):
 class _Cascade(Gate):
     own, whole = "method 'cascade' moves synapses by whole levels", True
     remembers = True  # that levels have begun
+    opens = True  # with levels, which others begin from
 
     def __init__(self, spec: Cascade, context: Context):
         super().__init__(context, binary_weights(context, "cascade", "or another method"))

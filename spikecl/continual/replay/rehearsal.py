@@ -9,9 +9,7 @@ from torch import Tensor
 
 from spikecl.continual.method import Context, Method
 from spikecl.continual.replay.memory import Memory, Policy, capacity_of
-from spikecl.encoding import PopulationDecoder
-from spikecl.errors import PairingError, UsageError
-from spikecl.networks import Layer
+from spikecl.errors import UsageError
 from spikecl.storage import State
 from spikecl.streams import Batch, LearnerView, Reveal, Samples, Unlearn
 
@@ -70,14 +68,6 @@ class Rehearsal(Method):
         self._raw = RawType(torch.float32, 1.0)
         self._incoming: Batch | None = None  # from the beginning to the end of a step
         self._experience, self._epoch, self._draws = -1, 0, 0
-        self._owners: dict[str, int] = {}  # task by label, where tasks have heads of their own
-        hidden = (Reveal.CLASSES | Reveal.BOUNDARY) & ~context.reveal
-        if _heads(context) > 1 and hidden:
-            raise PairingError(
-                f"method '{name}' with head 'multi' finds the head of an old sample by its label, "
-                f"so it needs {', '.join(hidden.names())}, which the stream hides; use a stream "
-                "that reveals it, or head 'single'"
-            )
 
     # ---- experiences ----------------------------------------------------------------------------
 
@@ -96,7 +86,6 @@ class Rehearsal(Method):
                 f"{self._raw.peak:g}, and those of this experience are {raw.dtype} with peak "
                 f"{raw.peak:g}; use one type for all data of a stream"
             )
-        self._check_owners(view)
         self._experience, self._epoch = self._experience + 1, 0
 
     def _open(self, like: dict[str, Tensor], capacity: int) -> Memory:
@@ -109,17 +98,6 @@ class Rehearsal(Method):
             name=f"{self._name}-keep",
             device=self._context.device,
         )
-
-    def _check_owners(self, view: LearnerView) -> None:
-        """Refuse tasks that share a label where each has a head: the label would not tell it."""
-        for label in view.classes if _heads(self._context) > 1 else ():
-            owner = self._owners.setdefault(str(label), view.task)
-            if owner != view.task:
-                raise PairingError(
-                    f"method '{self._name}' with head 'multi' finds the head of an old sample by "
-                    f"its label, and tasks {owner} and {view.task} share the label {label}; use "
-                    "head 'single', or tasks of different classes"
-                )
 
     def end_epoch(self) -> None:
         self._epoch += 1
@@ -164,15 +142,14 @@ class Rehearsal(Method):
         return {"stored": self.memory.size, "seen": self.memory.seen, "classes": kept}
 
     def state_dict(self) -> State:
-        counts = {"experience": self._experience, "epoch": self._epoch, "draws": self._draws}
-        state: State = {**counts, "owners": dict(self._owners)}
+        state: State = {"experience": self._experience, "epoch": self._epoch, "draws": self._draws}
         if self.memory is not None:
             state |= {"peak": self._raw.peak, "memory": self.memory.state_dict()}
         return state
 
     def load_state_dict(self, state: State) -> None:
         self._experience, self._epoch = state["experience"], state["epoch"]
-        self._draws, self._owners = state["draws"], dict(state["owners"])
+        self._draws = state["draws"]
         self.memory, self._incoming = None, None
         if "memory" in state:
             columns = state["memory"]["columns"]
@@ -182,12 +159,3 @@ class Rehearsal(Method):
 
     def nbytes(self) -> int:
         return 0 if self.memory is None else self.memory.nbytes()
-
-
-def _heads(context: Context) -> int:
-    """Return how many heads the readout has."""
-    readout = list(context.network.layers.values())[-1]
-    assert isinstance(readout, Layer)
-    decoder = context.network.decoder
-    units = decoder.units if isinstance(decoder, PopulationDecoder) else 1
-    return int(readout.synapse.weight.shape[0]) // (units * context.classes)

@@ -14,7 +14,7 @@ from spikecl.continual.homeostasis.gating import Gating
 from spikecl.data.arrays import checked
 from spikecl.encoding import Direct
 from spikecl.errors import ConfigError, PairingError, UsageError
-from spikecl.learner import Learner, TrainPlan
+from spikecl.learner import Heads, Learner, TrainPlan
 from spikecl.networks import (
     BatchNorm,
     Cells,
@@ -27,7 +27,7 @@ from spikecl.networks import (
     SpikingRecurrentNet,
     SpikingResNet,
 )
-from spikecl.neurons import LIF
+from spikecl.neurons import LIF, PLIF
 from spikecl.optim import Adam, AdamW, Sgd
 from spikecl.seeds import Seeds
 from spikecl.storage import join, split
@@ -48,6 +48,8 @@ SPECS = {
         SpikingMlp(hidden=(12,), neuron=NEURON, learns=("v_th",), per_neuron=True, bias=True),
         (8,),
     ),
+    "delays": (SpikingMlp(hidden=(8,), neuron=LIF(beta=0.5, v_th=0.1), axonal_delay=3), (8,)),
+    "scalar": (SpikingMlp(hidden=(12,), neuron=NEURON, output=PLIF(v_th=0.02), bias=True), (8,)),
     "norm": (
         SpikingMlp(hidden=(12, 10), neuron=NEURON, norm="batch", readout="mean_current"),
         (8,),
@@ -69,11 +71,15 @@ def data(shape=(8,)):
     return checked({"x_train": x[:36], "y_train": y[:36], "x_test": x[36:], "y_test": y[36:]}, "c")
 
 
-def learner_of(*methods, kind="dense", optimiser=None, reveal=TASK_IL, experiences=3):
+def learner_of(
+    *methods, kind="dense", optimiser=None, reveal=TASK_IL, experiences=3, head="single"
+):
     spec, shape = SPECS[kind]
+    stream = permuted(data(shape), experiences=experiences, seed=1).with_reveal(reveal)
     return Learner(
-        stream=permuted(data(shape), experiences=experiences, seed=1).with_reveal(reveal),
-        network=spec.build(shape, 3),
+        stream=stream,
+        network=spec.build(shape, Heads(head, stream, CPU).outputs),
+        head=head,
         encoder=Direct(steps=3),
         trainer=Bptt(),
         methods=methods,
@@ -225,6 +231,28 @@ def test_without_share_it_is_a_plain_run_to_the_last_bit():
         ends.append((rows, {n: p.detach().clone() for n, p in learner.network.weights().items()}))
     assert ends[0][0] == ends[1][0]
     assert all(torch.equal(p, ends[1][1][n]) for n, p in ends[0][1].items())
+
+
+@pytest.mark.parametrize("kind", ["dense", "delays", "scalar", "twin"])
+@pytest.mark.parametrize("optimiser", [Sgd(lr=0.2, momentum=0.9), AdamW(lr=0.02, weight_decay=0.5)])
+def test_heads_of_other_tasks_stay(kind, optimiser):
+    """What belongs to no output in particular learns in the first context alone."""
+    spec = Gating(share=0.7, disjoint=True, context="task")
+    learner, said, held = learner_of(spec, kind=kind, optimiser=optimiser, head="multi"), [], []
+    for tick in learner.ticks():
+        if tick.kind == "event" and tick.position.event > 0:
+            done = tick.position.event
+            said.append([answers(learner, t, t)[:, 3 * t : 3 * t + 3] for t in range(done)])
+            held.append({n: p.detach().clone() for n, p in learner.network.weights().items()})
+    for t in range(3):
+        assert all(torch.equal(later[t], said[t][t]) for later in said[t:])
+    for task in (1, 2):
+        for name, p in held[task].items():
+            if name == "readout.bias":
+                rows = (p != held[task - 1][name]).view(3, 3).any(1)
+                assert rows.tolist() == [t == task for t in range(3)]
+            if name.startswith("readout.neuron"):
+                assert torch.equal(p, held[task - 1][name])
 
 
 def test_a_task_that_comes_again_has_its_units_again():

@@ -146,6 +146,13 @@ def test_without_effect_it_is_a_plain_run_to_the_last_bit(optimiser, spec):
     assert all(torch.equal(p, nothing[1][n]) for n, p in plain[1].items())
 
 
+def test_what_averages_steps_is_refused():
+    """The average brings earlier updates once more: they would be multiplied again."""
+    for spec in (Need(), Need(control="random"), Need(effects=(0.0, 0.1, 0.0))):
+        with pytest.raises(PairingError, match="'schedule_free_sgd' averages.*'need' multiplies"):
+            learner_of(spec, optimiser=ScheduleFreeSgd(lr=0.5)).prepare()
+
+
 def test_the_rate_is_that_of_sgd():
     """A rate of three times the optimiser's, by its bounds, is SGD with that rate."""
     spec = Need(effects=(1e3, 1e3, 1e3), control="random", most=3.0)

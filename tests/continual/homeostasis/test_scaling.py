@@ -16,7 +16,14 @@ from spikecl.data.arrays import checked
 from spikecl.encoding import Direct
 from spikecl.errors import ActivityWarning, ConfigError, PairingError
 from spikecl.learner import Learner, TrainPlan
-from spikecl.networks import Mlp, SpikingConvNet, SpikingMlp, SpikingRecurrentNet, initialise
+from spikecl.networks import (
+    Mlp,
+    SpikingConvNet,
+    SpikingMlp,
+    SpikingRecurrentNet,
+    SpikingResNet,
+    initialise,
+)
 from spikecl.neurons import LIF, ConductanceLIF
 from spikecl.optim import Adam, Sgd
 from spikecl.seeds import Seeds
@@ -134,6 +141,37 @@ def test_where_signs_are_told_those_that_excite_are_scaled():
     step(method, {"hidden1": torch.zeros(10)})
     wanted = torch.where(before > 0, 1.5 * before, before)
     torch.testing.assert_close(network.weights()["hidden1.weight"].detach(), wanted)
+
+
+def test_shortcuts_are_rows_of_the_neurons_they_lead_to():
+    network = SpikingResNet(width=2, blocks=(1, 1), norm="none").build((8, 8), 3)
+    method = started(Scaling(form="sum", rate=1.0, target_sum=5.0), network)
+    step(method, {})
+    shortcuts = [n for n, layer in network.layers.items() if layer.neuron is None]
+    assert len(shortcuts) == 2
+    for name, synapse in network.synapses.items():
+        if name != "readout":
+            sums = synapse.weight.detach().abs().flatten(1).sum(1)
+            torch.testing.assert_close(sums, torch.full_like(sums, 5.0))
+    method = started(Scaling(rate=0.5, target=1.0), network)
+    before = {n: w.detach().clone() for n, w in network.weights().items()}
+    (path,) = (n for n in shortcuts if n != "readout")
+    (onto,) = (n for n, layer in network.layers.items() if path in layer.currents)
+    rates = torch.rand(4, 4, 4)
+    fired = {n: torch.zeros(len(network.synapses[n].weight)) for n in network.synapses}
+    step(method, {**fired, onto: rates})
+    for name in (path, onto):
+        wanted = before[f"{name}.weight"] * (1.5 - 0.5 * rates.mean((1, 2)))[:, None, None, None]
+        torch.testing.assert_close(network.weights()[f"{name}.weight"].detach(), wanted)
+
+
+@pytest.mark.parametrize("form", ["rate", "sum"])
+def test_behind_a_norm_a_factor_would_be_nothing(form):
+    dense = SpikingMlp(hidden=(5,), norm="batch").build((8,), 3)
+    residual = SpikingResNet(width=2, blocks=(1, 1)).build((8, 8), 3)
+    for network, first in ((dense, "hidden1"), (residual, "stem")):
+        with pytest.raises(PairingError, match=f"the norm behind those of '{first}' takes their"):
+            started(Scaling(form=form), network)
 
 
 def test_recurrent_weights_and_channels_are_rows_too():

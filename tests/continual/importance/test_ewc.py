@@ -8,8 +8,10 @@ import torch
 from torch.nn import functional
 
 from spikecl.continual import ExperienceReplay, Finetune, Hlop, Inhibition
+from spikecl.continual.compose import method_name
 from spikecl.continual.importance.ewc import Ewc
 from spikecl.continual.importance.l2 import L2
+from spikecl.continual.importance.mas import Mas
 from spikecl.encoding import CrossEntropy, StepCrossEntropy
 from spikecl.errors import ConfigError, PairingError, UsageError
 from spikecl.networks import Layer, Linear, Mlp, Network, SpikingMlp
@@ -17,7 +19,7 @@ from spikecl.neurons import LIF
 from spikecl.optim import Adam, Sgd
 from spikecl.seeds import Seeds
 from spikecl.streams import CLASS_IL, TASK_IL, Reveal
-from spikecl.trainers import Hebb, Ottt
+from spikecl.trainers import Decolle, Eprop, Hebb, Ottt
 
 SPIKING = SpikingMlp(hidden=(8, 7), neuron=LIF(beta=0.5, v_th=0.25), bias=True)
 
@@ -270,6 +272,25 @@ def test_the_record_says_what_gave_the_gradients(made, trainer, loss, by):
     assert "ewc" not in learner.methods.report()
     made.finished(learner)
     assert {said["by"] for said in learner.methods.report()["ewc"].values()} == {by}
+
+
+@pytest.mark.parametrize("measure", [Ewc(samples=20, fisher="empirical"), Mas(samples=20)])
+@pytest.mark.parametrize("rule", [Eprop, Decolle])
+def test_costs_of_the_trainer_s_own_have_no_importance(made, measure, rule):
+    """So the batch does not matter either: a cost of mean rates is no sum over samples."""
+    network = SpikingMlp(hidden=(8,), neuron=LIF(v_th=0.2), readout="mean_current")
+    found, name = [], method_name(measure)
+    for cost, batch in ((0.0, 5), (1.0, 5), (1.0, 20)):
+        options = {"trainer": rule(rate_cost=cost), "loss": StepCrossEntropy(), "batch": batch}
+        learner = made.learner_of(
+            made.tasks(20), measure, network=network, optimiser=Sgd(lr=1e-12), **options
+        )
+        made.finished(learner)
+        found.append(learner.methods.methods[name].importance.values)
+    for other in found[1:]:
+        for weight, values in found[0].items():
+            assert bool(values.any())
+            torch.testing.assert_close(other[weight], values, rtol=1e-6, atol=1e-12)
 
 
 def test_it_composes_with_replay_and_projection(made):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from spikecl.continual.importance.l2 import L2
 from spikecl.continual.metaplasticity.cascade import Cascade, chances, moved
 from spikecl.errors import ConfigError, PairingError
 from spikecl.metrics import power_law, recall_curve
@@ -178,3 +179,12 @@ def test_no_boundary_is_needed_and_a_real_network_is_refused(lab):
 def test_numbers_that_make_no_cascade_are_refused(options):
     with pytest.raises(ConfigError, match=f"Cascade.{next(iter(options))}: got"):
         Cascade(**options)
+
+
+def test_others_begin_from_its_levels(lab):
+    """The anchor of L2 is of weights that the run has."""
+    learner = lab.learner(L2(anchor="initial"), Cascade(), binary="fixed")
+    next(tick for tick in learner.ticks() if tick.position.step)
+    anchors = lab.method(learner, "l2").importance.anchors
+    for name in lab.method(learner, "cascade").stored:
+        assert set(anchors[name].unique().tolist()) == {-1.0, 1.0}

@@ -10,12 +10,12 @@ import torch
 
 from spikecl.continual import Context
 from spikecl.continual.replay.rehearsal import RawType, Rehearsal
-from spikecl.errors import ConfigError, PairingError, UsageError
+from spikecl.errors import ConfigError, UsageError
 from spikecl.networks import Mlp
 from spikecl.optim import Sgd
 from spikecl.seeds import Seeds
 from spikecl.storage import join, split
-from spikecl.streams import DOMAIN_IL, TASK_IL, Batch, LearnerView, Loaded, Reveal, Samples, Unlearn
+from spikecl.streams import DOMAIN_IL, Batch, LearnerView, Loaded, Reveal, Samples, Unlearn
 from spikecl.streams.events import Part
 
 WITH_IDS = DOMAIN_IL | Reveal.SAMPLE_IDS
@@ -152,35 +152,6 @@ def test_room_is_checked_when_the_size_of_a_sample_is_known():
     method = started(capacity=None, max_bytes=100)
     method.begin(view_of())
     assert method.nbytes() == 81
-
-
-# ---- heads --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("population", [1, 3])
-def test_tasks_with_heads_may_not_share_labels(population):
-    method = started(TASK_IL, heads=2, population=population)
-    method.begin(view_of(reveal=TASK_IL, classes=(0,), task=0))
-    restarted = started(TASK_IL, heads=2, population=population)
-    restarted.load_state_dict(join(*split(method.state_dict())))
-    for each in (method, restarted):
-        each.begin(view_of(reveal=TASK_IL, classes=(1,), task=1))
-        each.begin(view_of(reveal=TASK_IL, classes=(0,), task=0))  # a task may come back
-        with pytest.raises(PairingError, match="'er'.*tasks 1 and 2 share the label 1; use head"):
-            each.begin(view_of(reveal=TASK_IL, classes=(1,), task=2))
-
-
-def test_one_head_may_share_them():
-    method = started(TASK_IL, population=3)
-    for task in (0, 1):
-        method.begin(view_of(reveal=TASK_IL, classes=(0, 1), task=task))
-
-
-@pytest.mark.parametrize("flag", [Reveal.CLASSES, Reveal.BOUNDARY])
-def test_heads_whose_labels_are_unknown_are_refused_before_the_start(flag):
-    with pytest.raises(PairingError, match=f"'multi'.*so it needs {flag.name.lower()}, which"):
-        started(TASK_IL & ~flag, heads=2)
-    started(TASK_IL & ~flag)
 
 
 def test_the_stream_may_show_less_than_a_batch_has():
