@@ -155,8 +155,8 @@ def check_heads(stream: Stream, heads: Heads, methods: Composition) -> None:
             "stream that reveals it, or head 'single'"
         )
     owners: dict[int, int] = {}
-    for event in stream:
-        for label in event.classes if isinstance(event, Experience) else ():
+    for event in (each for each in stream if isinstance(each, Experience)):
+        for label in event.classes:
             if (owner := owners.setdefault(label, event.task)) != event.task:
                 raise PairingError(
                     f"{finds}, and tasks {owner} and {event.task} share the label {label}; use "
