@@ -89,6 +89,9 @@ class Host(Protocol):
     def portion(self) -> float:
         """Return the share of a batch's steps that the present gradients are of: 1, or a part's."""
 
+    def part(self) -> float:
+        """Return the share of a batch's steps that the present factors are of: 1, or a part's."""
+
     def restart(self) -> None:
         """Take the network and what its trainer remembers back to where they started."""
 
@@ -157,6 +160,10 @@ class Nobody:
         return 1.0
 
     def portion(self) -> float:
+        """All of them."""
+        return 1.0
+
+    def part(self) -> float:
         """All of them."""
         return 1.0
 

@@ -45,6 +45,10 @@ class LearnerHost:
         """Return the share of a batch's steps that the present gradients are of."""
         return self._training.portion
 
+    def part(self) -> float:
+        """Return the share of a batch's steps that the present factors are of."""
+        return self._training.part
+
     @property
     def apart(self) -> bool:
         """Whether every experience has outputs of its own."""

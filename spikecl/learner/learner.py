@@ -29,6 +29,7 @@ from spikecl.learner.pairing import (
     check_credit,
     check_draws,
     check_experiences,
+    check_frozen,
     check_heads,
     check_input,
     check_loss,
@@ -153,6 +154,7 @@ class Learner:
         self.methods = Composition(methods, context)
         check_rehearsal(self.methods, methods)
         check_heads(stream, self.heads, self.methods)
+        check_frozen(self.methods, methods)
         check_credit(trainer, self.methods)
         check_measures(self.methods)
         check_restart(self.methods, methods, optimiser)

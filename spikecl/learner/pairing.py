@@ -95,6 +95,12 @@ def check_draws(methods: Composition) -> None:
                 f"method '{name}' draws weights anew, and what method '{changing[0]}' made of them "
                 "would get lost; leave one of the two out"
             )
+        pulling = [n for n in changing[1:] if methods.methods[n].needs_gradient]
+        if pulling:
+            raise PairingError(
+                f"method '{name}' draws weights anew in each step, and method '{pulling[0]}' "
+                "learns by the gradient at those that are stored; leave one of the two out"
+            )
         if method.passes > 1 and changing[1:]:
             raise PairingError(
                 f"method '{name}' with samples={method.passes} asks for passes of its own, and "
@@ -114,12 +120,25 @@ def check_kept(methods: Sequence[MethodSpec]) -> None:
                     f"method '{name}' with restart=true draws the weights behind them anew; use "
                     "restart=false, or one of the two alone"
                 )
-            if getattr(other, "others", "") == "freeze":
-                raise PairingError(
-                    f"method '{own}' keeps the {spec.keeps} of each task, and method '{name}' with "
-                    "others='freeze' lets none learn after the first, so all would be the same; "
-                    f"set method.{name}.others='learn', or leave '{own}' out"
+
+
+def check_frozen(methods: Composition, specs: Sequence[MethodSpec]) -> None:
+    """Refuse to keep a task's own part of the network where it learns in the first one alone."""
+    keeping = [spec for spec in specs if spec.keeps]
+    for spec in specs if keeping else ():
+        own, name = method_name(keeping[0]), method_name(spec)
+        method = methods.methods[name]
+        if isinstance(method, ProjectFactors) and method.freezes:
+            said, use = f"method '{name}'", f"leave '{own}' out"
+            if hasattr(spec, "others"):
+                said, use = (
+                    f"{said} with others='freeze'",
+                    f"set method.{name}.others='learn', or {use}",
                 )
+            raise PairingError(
+                f"method '{own}' keeps the {keeping[0].keeps} of each task, and {said} lets none "
+                f"learn after the first, so all would be the same; {use}"
+            )
 
 
 def check_rehearsal(methods: Composition, specs: Sequence[MethodSpec]) -> None:

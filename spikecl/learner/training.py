@@ -36,6 +36,7 @@ class Training:
         window: What was noticed since the last look.
         state: Of neurons, where the last batch ended.
         portion: Share of a batch's steps that the present gradients are of.
+        part: Share of a batch's steps that the present factors are of.
         steps_per_epoch: Of the present experience.
     """
 
@@ -55,7 +56,8 @@ class Training:
         self._tied: dict[str, str] = {}
         self.optimiser: Optimiser
         self.window = Window(self.network, calls.at, calls.inputs.device)
-        self.portion, self.steps_per_epoch = 1.0, 1
+        self.portion = self.part = 1.0
+        self.steps_per_epoch = 1
         self.state: Mapping[str, NeuronState] | None = None  # where the last batch ended
         self._saved: list[Tensor] = []
 
@@ -101,6 +103,7 @@ class Training:
                     answer = seen.logits(part.logits)
                     for look in hooks["answered"]:
                         look(answer, batch)
+                self.part = part.share
                 gradients = self._gradients(part, batch, weights or None)
                 if self.trainer.every_part:
                     self.portion = part.share

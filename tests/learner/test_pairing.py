@@ -397,3 +397,13 @@ def test_what_is_made_of_gradients_needs_a_trainer_that_has_some(name):
         with pytest.raises(PairingError, match=f"trainer '{name}' has none.*one of bptt, "):
             learner_of(stream, trainer=trainer, methods=[method])
     learner_of(stream, trainer=trainer, methods=[L2(), Ewc(), Mas()])
+
+
+@pytest.mark.parametrize("other", [Trgp(), Cuber(), Dendrites()])
+def test_weights_that_are_drawn_are_not_those_that_others_differentiate_by(other):
+    stream, name = stream_of(8, 8).with_reveal(TASK_IL), method_name(other)
+    for both in ((Mesu(), other), (other, Mesu())):
+        with pytest.raises(PairingError, match=f"'mesu' draws weights anew.*'{name}'"):
+            learner_of(stream, methods=both)
+    with pytest.raises(PairingError):
+        learner_of(stream, methods=(Bimu(), other), binary="fixed")

@@ -31,7 +31,8 @@ class Probe:
     """Encoded samples, the same at every look, and the activity they made when they were learned.
 
     Args:
-        x: Input [T, B, *features], or [1, B, *features] where all steps are alike; spikes as bits.
+        x: Input [T, B, *features], or [1, B, *features] where all steps are alike; spikes as
+            booleans.
         steps: Number of steps T.
         uid: Ids of the samples [B]; ``None`` where the stream hides them.
     """

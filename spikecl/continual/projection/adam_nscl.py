@@ -100,8 +100,8 @@ class _NullSpaces(Protection):
             least = max(float(values[-1]), float(values[0]) * torch.finfo(like.dtype).eps)
             used = int((values > self._spec.a * least).sum())
             rows = vectors.to(like)
-            free = rows[used:].T.contiguous()
-            self._outside[name] = Complement(rows[:used].contiguous(), free) if used else None
+            held, free = rows[:used].clone(), rows[used:].clone().T.contiguous()
+            self._outside[name] = Complement(held, free) if used else None
             leak = float(values[used:].sum()) / max(float(values.sum()), 1e-300)
             self._report[name] = {"free": len(values) - used, "leak": leak}
 

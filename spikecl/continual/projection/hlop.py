@@ -12,6 +12,7 @@ from torch import Tensor
 from spikecl.components import PositiveFloat, PositiveInt, component
 from spikecl.continual.method import Context, Factors, Lateral, Method, MethodSpec, Phase
 from spikecl.continual.projection.faithful import FaithfulHlop
+from spikecl.continual.projection.heard import Heard
 from spikecl.continual.projection.hebbian import Rule
 from spikecl.continual.projection.lateral import Kind, LateralWeights, response_of
 from spikecl.continual.projection.moments import Silent
@@ -168,6 +169,7 @@ class _Subspaces(Protection):
             for name, n in self.sizes.items()
         }
         self._experience, self._step = 0, 0
+        self._seen, self._left = Heard(context), Heard(context)  # all of it, and outside old rows
         self._silent = Silent("hlop", self.sizes)
         self._report: dict[str, object] = {}
 
@@ -193,15 +195,18 @@ class _Subspaces(Protection):
         for name, factor in factors.items():
             lateral = self.lateral[name]
             if len(lateral.new):
-                seen = factor.transmitted
-                rows = found[name] = lateral.seen(seen)
-                lateral.learn(rows, seen, rate=spec.rate, iterations=spec.iterations)
+                found[name] = lateral.seen(factor.transmitted)
+                self._seen.add(name, factor.transmitted)
+                self._left.add(name, found[name])
         return found
 
     def project(self, name: str, factor: AnyFactor, seen: Tensor | None) -> AnyFactor:
         return self.lateral[name].project(factor, seen)
 
     def after_step(self) -> None:
+        rate, iterations, seen = self._spec.rate, self._spec.iterations, self._seen.take()
+        for name, rows in self._left.take().items():
+            self.lateral[name].learn(rows, seen[name], rate=rate, iterations=iterations)
         self._step += 1
 
     def end(self, view: LearnerView) -> None:

@@ -21,6 +21,7 @@ from spikecl.continual.projection.circuits import (
     spiking_one_shot,
     suppression,
 )
+from spikecl.continual.projection.heard import Heard
 from spikecl.continual.projection.moments import (
     Moments,
     Silent,
@@ -153,16 +154,15 @@ class Inhibited(Protection):
         self.gathers = "" if spec.online else self.gathers
         self._share = per_synapse(spec.alpha, self.sizes, "method.inhibition.alpha")
         self.covariance: dict[str, Tensor] = {}
-        self.stored: dict[str, dict[str, Tensor]] = {}  # C by experience, by synapse
+        self.stored: dict[str, dict[str, Tensor]] = {}  # C of each experience, by synapse
         self.owners: dict[str, Tensor] = {}  # ids of the samples by experience
         self.alphas: dict[str, dict[str, float]] = {}  # alpha that it would give, likewise
         self.alpha: dict[str, float] = {}  # as given, without a budget
         self._learned: dict[str, Tensor] = {}  # P in double precision, where there is no C
         self._outside: dict[str, Suppression] = {}
         self._step = self._experience = 0
-        self._weight = self._share_now = 0.0  # experiences in C, and what the present batch adds
-        self._before: dict[str, Tensor] = {}  # C without the present batch
-        self._parts: dict[str, Moments] = {}  # of the present batch
+        self._weight = self._shown = 0.0  # experiences in C, and in all: samples over ``online``
+        self._heard, self._size = Heard(context), 0  # in the present step, and its samples
         self._report: dict[str, object] = {}
 
     def outside(self, name: str) -> Outside | None:
@@ -196,9 +196,6 @@ class Inhibited(Protection):
             self._store(found, view)
 
     def _store(self, found: dict[str, Tensor], view: LearnerView) -> None:
-        for kept in self.stored.values():
-            for name in kept:
-                kept[name] = self._spec.decay * kept[name]
         key = f"{self._experience:04d}"
         self.stored[key] = {name: c.clone() for name, c in found.items()}
         self.alphas[key] = {name: self._alpha_of(name, c) for name, c in found.items()}
@@ -262,32 +259,31 @@ class Inhibited(Protection):
     # ---- in training ----------------------------------------------------------------------------
 
     def learn(self, factors: Factors, batch: Batch) -> Mapping[str, Tensor]:
-        spec = self._spec
-        if not spec.online:
-            return {}
-        if not self._parts:  # a trainer may show a step in parts
-            self._next_step(batch)
-        for name, factor in factors.items():
-            part = self._parts.setdefault(name, Moments(self.sizes[name], self._context.device))
-            part.add(factor.transmitted)
-            self.covariance[name] = self._before.get(name, 0) + self._share_now * part.mean()
-            mean = float(self.covariance[name].diagonal().mean()) / self._weight
-            if mean and (self._weight <= 1 or name not in self.alpha):
-                self.alpha[name] = self._share[name] * mean
+        if self._spec.online:
+            self._size = len(batch.x)
+            for name, factor in factors.items():
+                self._heard.add(name, factor.transmitted)
         return {}
 
-    def _next_step(self, batch: Batch) -> None:
-        spec, share = self._spec, len(batch.x) / self._spec.online
-        if self._step and self._step % spec.every == 0:
-            self._refresh()
-        fade = spec.decay**share
-        self._share_now = share
-        self._before = {name: fade * c for name, c in self.covariance.items()}
-        self._weight, self._step = fade * self._weight + share, self._step + 1
-
+    @torch.no_grad()
     def after_step(self) -> None:
-        """The step is done, with all its parts."""
-        self._before, self._parts = {}, {}
+        """Take the step into C; now and then into P, with which the next one is held back."""
+        spec = self._spec
+        if not spec.online:
+            return
+        share = self._size / spec.online
+        fade = spec.decay**share
+        self._weight, self._shown = fade * self._weight + share, self._shown + share
+        for name, rows in self._heard.take().items():
+            found = Moments(self.sizes[name], self._context.device)
+            found.add(rows)
+            self.covariance[name] = fade * self.covariance.get(name, 0) + share * found.mean()
+            mean = float(self.covariance[name].diagonal().mean()) / self._weight
+            if mean and (self._shown <= 1 or name not in self.alpha):
+                self.alpha[name] = self._share[name] * mean
+        self._step += 1
+        if self._step % spec.every == 0:
+            self._refresh()
 
     # ---- the projector --------------------------------------------------------------------------
 
@@ -344,8 +340,10 @@ class Inhibited(Protection):
             self.alpha, self.covariance, self._outside, self._report = {}, {}, {}, {}
             return
         for name in released:
-            rest = [kept[name] for kept in self.stored.values()]
-            self.covariance[name] = torch.stack(rest).sum(0)
+            total = torch.zeros_like(released[name])
+            for kept in self.stored.values():
+                total = self._spec.decay * total + kept[name]
+            self.covariance[name] = total
         self.alpha = dict(self.alphas.get(min(self.stored), self.alpha))
         self._refresh()
 
@@ -375,6 +373,7 @@ class Inhibited(Protection):
             "experience": self._experience,
             "step": self._step,
             "weight": self._weight,
+            "shown": self._shown,
             "alpha": self.alpha,
             "covariance": self.covariance,
             "learned": self._learned,
@@ -388,7 +387,7 @@ class Inhibited(Protection):
     def load_state_dict(self, state: State) -> None:
         check_fits(state["covariance"] or state["learned"], self.sizes, "inhibition")
         self._experience, self._step = state["experience"], state["step"]
-        self._weight = state["weight"]
+        self._weight, self._shown = state["weight"], state["shown"]
         self.alpha, self._report = dict(state["alpha"]), state["report"]
         self.covariance, self._learned = dict(state["covariance"]), dict(state["learned"])
         self.stored = {k: dict(v) for k, v in state["stored"].items()}

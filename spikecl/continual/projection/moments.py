@@ -28,6 +28,7 @@ class Moments:
 
     def add(self, rows: Tensor) -> None:
         """Add rows [R, n]."""
+        rows = rows.double()  # products, too: P of small strengths asks for more than 32 bits
         self.total += rows.T @ rows
         self.count += len(rows)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from spikecl.components import PositiveFloat, PositiveInt, component
 from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors
 from spikecl.continual.projection.moments import check_alive, moments
-from spikecl.continual.projection.protection import Others, check_fits, in_order
+from spikecl.continual.projection.protection import Others, check_fits, in_order, refuse_unused
 from spikecl.continual.projection.two_sided import BothSides, RunBothSides
 from spikecl.storage import State, nbytes
 from spikecl.streams import LearnerView, Reveal
@@ -67,6 +67,10 @@ class Ncl(MethodSpec):
     nearest: Nearest = "traces"
     samples: PositiveInt = 2000
     others: Others = "freeze"
+
+    def __post_init__(self) -> None:
+        if not self.output:
+            refuse_unused(self, ("nearest",), "with output=false")
 
     def start(self, context: Context) -> Method:
         """Return the running method."""

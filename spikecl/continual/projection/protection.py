@@ -152,6 +152,11 @@ class ProjectFactors(Method):
         """What the protection makes of the samples of each experience."""
         return self.protection.gathers
 
+    @property
+    def freezes(self) -> bool:
+        """Whether what is no weight learns in the first experience alone."""
+        return self._others == "freeze"
+
     def begin(self, view: LearnerView) -> None:
         self._stand()
         self.protection.begin(view)
@@ -161,7 +166,7 @@ class ProjectFactors(Method):
         for layer in self._context.network.layers.values():
             assert isinstance(layer, Layer)
             if isinstance(layer.norm, BatchNorm):
-                layer.norm.held = self._experience > 0 and self._others == "freeze"
+                layer.norm.held = self._experience > 0 and self.freezes
 
     def factors(self, factors: Factors, batch: Batch) -> Factors:
         kept = self._protected(factors)
@@ -279,7 +284,8 @@ def without_diagonal(rows: Tensor, outside: Outside) -> Tensor:
     """
     own = rows.diagonal() / outside.diagonal().clamp_min(torch.finfo(rows.dtype).tiny)
     # nothing of such a direction is left in the rows either
-    taken = outside.diagonal() <= 8 * torch.finfo(rows.dtype).eps
+    most = outside.diagonal().max()
+    taken = outside.diagonal() <= 8 * torch.finfo(rows.dtype).eps * most
     own = torch.where(taken, torch.zeros_like(own), own)
     made = rows - own[:, None] * outside.rows()
     return made - torch.diag(made.diagonal())

@@ -79,7 +79,7 @@ def complement(rows: Tensor) -> Complement | None:
     if not len(rows):
         return None
     columns = torch.linalg.qr(rows.T, mode="complete").Q[:, len(rows) :]
-    return Complement(rows, columns.contiguous())
+    return Complement(rows, columns.clone(memory_format=torch.contiguous_format))  # no view of Q
 
 
 def principal(covariance: Tensor) -> tuple[Tensor, Tensor]:

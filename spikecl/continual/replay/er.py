@@ -8,10 +8,10 @@ import torch
 
 from spikecl.components import PositiveInt, component
 from spikecl.continual.method import Context, Method, MethodSpec
-from spikecl.continual.replay.memory import Policy
+from spikecl.continual.replay.memory import CAPACITY, Policy
 from spikecl.continual.replay.rehearsal import Rehearsal
 from spikecl.errors import ConfigError
-from spikecl.streams import Batch, Reveal
+from spikecl.streams import Batch, LearnerView, Reveal
 
 
 @component
@@ -54,10 +54,16 @@ class ExperienceReplay(MethodSpec):
     wait: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch and self.capacity and self.batch > self.capacity:
+        most = self.capacity or (None if self.max_bytes else CAPACITY)
+        if most:
+            self.check_batch(most)
+
+    def check_batch(self, room: int) -> None:
+        """Refuse to draw more samples than there is room for."""
+        if self.batch and self.batch > room:
             raise ConfigError(
-                f"batch={self.batch} samples cannot be drawn from capacity={self.capacity}; use a "
-                "batch of at most the capacity"
+                f"batch={self.batch} samples cannot be drawn from capacity={room}; use a batch of "
+                "at most the capacity"
             )
 
     @property
@@ -77,6 +83,11 @@ class _Er(Rehearsal):
         room = {"capacity": spec.capacity, "max_bytes": spec.max_bytes}
         super().__init__("er", context, policy=spec.policy, **room)
         self._spec = spec
+
+    def begin(self, view: LearnerView) -> None:
+        super().begin(view)
+        assert self.memory is not None
+        self._spec.check_batch(self.memory.capacity)
 
     def extend_batch(self, batch: Batch) -> Batch:
         self.hold(batch)

@@ -16,6 +16,7 @@ Policy = Literal["reservoir", "balanced", "fifo", "ring"]
 """What a memory keeps: a ``reservoir`` a uniform sample of all that came, ``balanced`` one with as
 many of each class, ``fifo`` the newest, ``ring`` the newest of each class."""
 
+CAPACITY = 500  # samples, where nothing is said
 BLOCK = 1024  # numbers that are drawn at a time
 KEY_BYTES = 8
 
@@ -38,7 +39,8 @@ class Memory:
     sample is kept with equal probability (``balanced``).
 
     Where samples are deleted, the next ones fill the room, and the largest keys go first again:
-    when those that filled it are gone, the memory is as if the deleted had never come.
+    when those that filled it are gone, the memory is as if the deleted had never come (by class,
+    where every class goes on coming: what others filled is room that one which comes no more lost).
 
     Source: reservoir sampling, Vitter 1985, by random keys (Efraimidis & Spirakis 2006, all weights
     equal); ``ring``: Chaudhry et al. 2019.
@@ -224,7 +226,7 @@ def capacity_of(like: Mapping[str, Tensor], samples: int | None, max_bytes: int 
     """
     each = KEY_BYTES + sum(t[:0].element_size() * t.shape[1:].numel() for t in like.values())
     if max_bytes is None:
-        return 500 if samples is None else samples
+        return CAPACITY if samples is None else samples
     most = max_bytes // each
     wanted = 1 if samples is None else samples
     if wanted > most:

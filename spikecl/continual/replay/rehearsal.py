@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -81,12 +81,15 @@ class Rehearsal(Method):
                     like[column] = torch.empty(0, dtype=torch.int64)
             self.memory = self._open(like, capacity_of(like, *self._room))
         elif raw != self._raw:
-            raise UsageError(
-                f"method '{self._name}' keeps samples as {self._raw.dtype} with peak "
-                f"{self._raw.peak:g}, and those of this experience are {raw.dtype} with peak "
-                f"{raw.peak:g}; use one type for all data of a stream"
-            )
+            self._refuse(f"{raw.dtype} with peak {raw.peak:g}")
         self._experience, self._epoch = self._experience + 1, 0
+
+    def _refuse(self, came: str) -> NoReturn:
+        raise UsageError(
+            f"method '{self._name}' keeps samples as {self._raw.dtype} with peak "
+            f"{self._raw.peak:g}, and those that came now are {came}; use one type for all data of "
+            "a stream"
+        )
 
     def _open(self, like: dict[str, Tensor], capacity: int) -> Memory:
         return Memory(
@@ -111,7 +114,11 @@ class Rehearsal(Method):
     def after_step(self) -> None:
         if self._incoming is not None and self.memory is not None:
             x, y, uid = self._incoming
-            came = {"x": self._raw.store(x), "y": y, "uid": uid}
+            raw = self._raw.store(x)
+            whole = not self._raw.dtype.is_floating_point
+            if whole and not torch.equal(self._raw.read(raw), x.float()):  # no boundary showed it
+                self._refuse("others")
+            came = {"x": raw, "y": y, "uid": uid}
             self.memory.add({name: t for name, t in came.items() if t is not None})
         self._incoming = None
 

@@ -10,7 +10,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from spikecl.continual import ExperienceReplay, Finetune, Gpm, JointTraining, TaskNorms, Trgp
+from spikecl.continual import (
+    ExperienceReplay,
+    Finetune,
+    Gpm,
+    If2Net,
+    JointTraining,
+    Ogd,
+    TaskNorms,
+    Trgp,
+)
 from spikecl.data.arrays import checked
 from spikecl.encoding import Encoder
 from spikecl.errors import PairingError, UsageError
@@ -297,6 +306,11 @@ def test_a_stream_that_hides_tasks_is_refused(hidden):
         (JointTraining(), "'task_norms'.*'joint' with restart=true"),
         (JointTraining(restart=False), "'task_norms' tests old tasks.*'joint'"),
         (Gpm(), "'gpm' with others='freeze'.*method.gpm.others='learn'"),
+        (
+            Ogd(),
+            "'ogd' lets none learn after the first, so all would be the same; leave 'task_norms'",
+        ),
+        (If2Net(), "'if2net' lets none learn after the first"),
         (Trgp(others="learn"), "'task_norms' and 'trgp' both answer"),
     ],
     ids=lambda each: "" if isinstance(each, str) else type(each).__name__,

@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional
 
 from spikecl.components import component
-from spikecl.continual import Context, Finetune, Hlop, Method, MethodSpec, Phase
+from spikecl.continual import Context, Finetune, Hlop, Inhibition, Method, MethodSpec, Phase
+from spikecl.continual.projection.lateral import LateralWeights
 from spikecl.encoding import Encoder
 from spikecl.errors import ConfigError, PairingError
 from spikecl.learner import Learner, TrainPlan
@@ -573,7 +574,7 @@ def test_a_scale_per_synapse_must_fit_the_network():
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_every_counts_the_steps_of_an_experience(parts):
-    """Where a trainer shows a step in parts, the rule runs in all of them or in none."""
+    """Where a trainer shows a step in parts, the rule runs once, on the rows of all."""
     calls = []
     network = Mlp(hidden=(6,)).build((5,), 2).double()
     initialise(network, Seeds(0))
@@ -581,19 +582,47 @@ def test_every_counts_the_steps_of_an_experience(parts):
     x = torch.rand(4, 5).double(), torch.rand(4, 6).double()
     for _ in range(2):
         method.begin(None)
-        for part in range(7 * parts):
+        for step in range(7):
             before = method.protection.lateral["hidden1"].new
-            factors = {
-                name: Factor(rows, torch.ones(4, 2).double(), rows)
-                for name, rows in zip(("hidden1", "readout"), x)
-            }
-            method.factors(factors, None)
-            if not torch.equal(before, method.protection.lateral["hidden1"].new):
-                calls.append(part // parts)
-            if (part + 1) % parts == 0:
-                method.after_step()
+            for rows in zip(*(each.chunk(parts) for each in x)):
+                factors = {
+                    name: Factor(part, torch.ones(len(part), 2).double(), part)
+                    for name, part in zip(("hidden1", "readout"), rows)
+                }
+                method.factors(factors, None)
+            method.after_step()
+            calls.append((step, method.protection.lateral["hidden1"].new))
+            if torch.equal(before, calls[-1][1]):
+                calls.pop()
         method.end(None)
-    assert calls == [step for step in (0, 3, 6, 0, 3, 6) for _ in range(parts)]
+    assert [step for step, _ in calls] == [0, 3, 6, 0, 3, 6]
+    lateral = LateralWeights(5, x[0])
+    lateral.begin(2, Seeds(0).generator("hlop", event=0, epoch=0))
+    for _, found in calls[:3]:
+        lateral.learn(x[0], x[0], rate=method.protection._spec.rate, iterations=5)
+        torch.testing.assert_close(found, lateral.new, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("readout", ["mean_rate", "mean_current"])
+@pytest.mark.parametrize("method", [Hlop(rows=(2, 2)), Inhibition(online=8, every=2)])
+def test_how_a_trainer_cuts_a_step_changes_nothing(readout, method):
+    """Checkpoints save memory. Parts of one step and of two; the readout hears one mean of all."""
+    found = []
+    for trainer in (Bptt(), Bptt(checkpoint=1), Bptt(checkpoint=2)):
+        network = SpikingMlp(hidden=(9, 7), neuron=LIF(beta=0.5, v_th=0.2), readout=readout)
+        learner = learner_of(stream_of(8, 8), (method,), network, trainer=trainer)
+        for _ in learner.ticks():
+            pass
+        protection = next(iter(learner.methods.methods.values())).protection
+        rows = {n: p.detach() for n, p in learner.network.weights().items()}
+        if isinstance(method, Hlop):
+            rows |= {n: each.old for n, each in protection.lateral.items()}
+        else:
+            rows |= dict(protection.covariance)
+        found.append(rows)
+    for other in found[1:]:
+        for name, each in found[0].items():
+            torch.testing.assert_close(other[name], each, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("faithful", [False, True], ids=["hlop", "faithful"])

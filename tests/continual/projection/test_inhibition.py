@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from spikecl.continual import Finetune, Hlop, Inhibition
 from spikecl.continual.projection import inhibition
-from spikecl.continual.projection.circuits import spiking_one_shot
+from spikecl.continual.projection.circuits import spiking_one_shot, suppression
 from spikecl.continual.projection.inhibition import alpha_for
+from spikecl.continual.projection.moments import Moments
 from spikecl.continual.projection.protection import ProjectFactors, ProjectUpdates
 from spikecl.encoding import Encoder
 from spikecl.errors import ConfigError, PairingError, RunError, UsageError
@@ -569,7 +570,46 @@ def test_kept_moments_decay_with_the_rest():
     learner = learner_of(Inhibition(keep=True, decay=0.5))
     run(learner)
     for n, c in inhibited(learner).covariance.items():
-        close(torch.stack([kept[n] for kept in inhibited(learner).stored.values()]).sum(0), c)
+        a, b, last = (kept[n] for kept in inhibited(learner).stored.values())
+        close(0.25 * a + 0.5 * b + last, c)
+
+
+@pytest.mark.parametrize("gone", [0, 1, 2])
+def test_others_decay_as_if_the_released_had_never_come(gone):
+    learner = run(learner_of(Inhibition(keep=True, decay=0.5)))
+    held = inhibited(learner)
+    stored = {n: [kept[n] for kept in held.stored.values()] for n in held.sizes}
+    held.release(gone)
+    for n, each in stored.items():
+        early, late = (c for i, c in enumerate(each) if i != gone)
+        close(held.covariance[n], 0.5 * early + late)
+        close(held.matrix[n], soft(0.5 * early + late, held.alpha[n]), 1e-9)
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.1])
+def test_strength_is_that_of_the_first_samples_however_fast_it_forgets(decay):
+    """Later tasks, of another scale, do not move it."""
+    network = SpikingMlp(hidden=(9, 7), neuron=LIF(beta=0.5, v_th=0.2))
+    learner, seen = learner_of(Inhibition(online=8, every=1, decay=decay), network=network), []
+    for tick in learner.ticks():
+        if tick.position.step:
+            seen.append((learner.at.samples, dict(inhibited(learner).alpha)))
+    fixed = [alpha for samples, alpha in seen if samples >= 8]
+    assert len(fixed) > 4 and all(alpha == fixed[0] for alpha in fixed)
+
+
+def test_weak_strengths_in_single_precision_hold_back_and_never_push():
+    """Few directions are used; sums of products in 32 bits would have negative eigenvalues."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.rand(10, 200, generator=generator)
+    x = torch.rand(60, 10, generator=generator) @ basis
+    for alpha in (1e-4, 1e-5, 1e-6, 1e-7):
+        found = Moments(200, torch.device("cpu"))
+        found.add(x)
+        c = found.mean()
+        p = suppression(c, alpha * float(c.diagonal().mean()))
+        values = torch.linalg.eigvalsh(p)
+        assert float(values[-1]) <= 1 + 1e-6 and float(values[0]) > 0
 
 
 @pytest.mark.parametrize(

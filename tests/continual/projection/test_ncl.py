@@ -411,3 +411,10 @@ def test_what_it_refuses():
     for options in ({"precision": 0.0}, {"pull": -1.0}, {"nearest": "sum"}):
         with pytest.raises(ConfigError, match=next(iter(options))):
             Ncl(**options)
+
+
+def test_the_nearest_product_is_of_both_sides():
+    with pytest.raises(ConfigError, match="nearest=divergence has no effect with output=false"):
+        Ncl(output=False, nearest="divergence")
+    Ncl(output=False)
+    Ncl(nearest="divergence")

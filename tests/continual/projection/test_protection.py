@@ -733,6 +733,15 @@ def test_a_direction_of_its_own_that_is_all_but_closed(share):
     assert float(found.norm()) <= float(update.norm()) * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e-18])
+def test_how_small_a_soft_map_is_does_not_matter(scale):
+    """All of it may be all but closed: what counts is one direction beside the others."""
+    p = made("soft", 9, 3).rows()
+    rows = torch.from_numpy(np.random.default_rng(1).standard_normal((9, 9))) @ p
+    found = without_diagonal(scale * rows, Suppression(scale * p))
+    torch.testing.assert_close(found / scale, without_diagonal(rows, Suppression(p)))
+
+
 def test_nothing_free_and_all_free():
     u = torch.from_numpy(np.random.default_rng(3).standard_normal((4, 4)))
     whole = Complement(u[:0], torch.eye(4).double())

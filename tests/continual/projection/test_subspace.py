@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spikecl.continual.projection.subspace import Subspace, count_for_energy, principal
+from spikecl.continual.projection.subspace import Subspace, complement, count_for_energy, principal
 
 quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -221,3 +221,11 @@ def test_energy_that_cannot_be_reached_takes_what_there_is():
 def test_the_spectrum_of_the_off_by_one():
     """0.60, 0.39, 0.01 at 97 %: two directions, where the authors' code of GPM keeps one."""
     assert count_for_energy(torch.tensor([0.60, 0.39, 0.01]).double(), 0.97, 1.0) == 2
+
+
+@pytest.mark.parametrize("k", [1, 7])
+def test_a_complement_holds_no_more_than_it_counts(k):
+    """One free direction, as a view, would hold all of Q."""
+    free = complement(draw(k, 8)).free
+    assert free.untyped_storage().nbytes() == free.numel() * free.element_size()
+    assert free.is_contiguous()

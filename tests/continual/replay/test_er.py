@@ -414,6 +414,19 @@ def watched_forget(learner):
     return learner.methods.methods["forgetwatch"]
 
 
+def test_a_batch_that_there_is_no_room_for_is_refused():
+    """Where the room is the default one, and where bytes say how much there is, too."""
+    for options, room in (({"capacity": 3}, 3), ({}, 500)):
+        with pytest.raises(ConfigError, match=f"cannot be drawn from capacity={room}; use a batch"):
+            ExperienceReplay(batch=room + 1, **options)
+        ExperienceReplay(batch=room, **options)
+    stream = permuted(images(), experiences=2, seed=2)
+    learner = learner_of(stream, ExperienceReplay(max_bytes=2000, batch=600))
+    with pytest.raises(ConfigError, match="batch=600 samples cannot be drawn from capacity="):
+        run(learner)
+    assert not learner.at.samples
+
+
 def test_ids_that_are_hidden_cannot_be_forgotten():
     stream = with_request(permuted(images(), experiences=2, seed=2), torch.arange(3))
     with pytest.raises(PairingError, match="'er' needs sample_ids"):

@@ -82,6 +82,20 @@ def test_another_type_later_is_refused():
         method.begin(view_of(peak=16.0))
 
 
+def test_another_type_is_refused_where_no_boundary_shows_it_too():
+    method = started()
+    method.begin(view_of())
+    method.hold(batch_of(1))
+    method.after_step()
+    for wrong in (torch.rand(4, 3), 3 * torch.randn(4, 3), torch.full((4, 3), 256 / 255)):
+        method.hold(batch_of(5)._replace(x=wrong))
+        with pytest.raises(
+            UsageError, match="as torch.uint8 with peak 255, .* came now are others"
+        ):
+            method.after_step()
+    assert method.memory.size == 4
+
+
 @pytest.mark.parametrize("reveal", [WITH_IDS, DOMAIN_IL, WITH_IDS & ~Reveal.LABELS])
 def test_keeps_what_the_stream_shows(reveal):
     method = started(reveal)
