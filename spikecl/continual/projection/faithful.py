@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from spikecl.continual.method import Context, Factors
+from spikecl.continual.projection.heard import Heard
 from spikecl.continual.projection.moments import Silent
 from spikecl.continual.projection.protection import Protection, check_fits, in_order
 from spikecl.continual.projection.sgp import Scaled
@@ -56,7 +57,7 @@ class FaithfulHlop(Protection):
             for name, n in sizes.items()
         }
         self._momentum = dict(self.lateral)
-        self._silent = Silent("hlop", sizes)
+        self._silent, self._heard = Silent("hlop", sizes), Heard(context)
         first, *_ = context.network.synapses.items()
         dense = {first[0]} if isinstance(first[1], Linear) else set()
         self._rates = {name: FIRST_RATE if name in dense else RATE for name in sizes}
@@ -80,10 +81,15 @@ class FaithfulHlop(Protection):
             self._momentum[name] = torch.cat([self._momentum[name], torch.zeros_like(block)])
 
     def learn(self, factors: Factors, batch: Batch) -> Mapping[str, Tensor]:
-        for name, rate in self._rates.items():
-            self._learn(name, factors[name].transmitted, rate)
+        for name in self._rates:
+            self._heard.add(name, factors[name].transmitted)
         self._silent.hear(factors)
         return {}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        for name, rows in self._heard.take().items():
+            self._learn(name, rows, self._rates[name])
 
     def project(self, name: str, factor: AnyFactor, seen: Tensor | None) -> AnyFactor:
         return _outside(factor, self._held(name))
