@@ -13,6 +13,8 @@ from spikecl.errors import UsageError
 from spikecl.storage import State
 from spikecl.streams import LearnerView
 
+_BLOCK = 200  # columns
+
 
 class Moments:
     """A running mean of ``x x^T`` over rows, summed in double precision.
@@ -27,14 +29,32 @@ class Moments:
         self.count = 0
 
     def add(self, rows: Tensor) -> None:
-        """Add rows [R, n]."""
-        rows = rows.double()  # products, too: P of small strengths asks for more than 32 bits
-        self.total += rows.T @ rows
+        """Add rows [R, n]. Products of spikes are exact in single precision, others are not."""
+        spikes = bool(((rows == 0) | (rows == 1)).all())
+        self.total += products(rows if spikes else rows.double())
         self.count += len(rows)
 
     def mean(self) -> Tensor:
         """Return ``E[x x^T]`` [n, n]."""
         return self.total / max(self.count, 1)
+
+
+def products(rows: Tensor) -> Tensor:
+    """Return ``X^T X`` [n, n] of rows [R, n], each block of it once: it is symmetric.
+
+    Example:
+        >>> products(torch.tensor([[1.0, 2.0], [0.0, 3.0]]))
+        tensor([[ 1.,  2.],
+                [ 2., 13.]])
+    """
+    n = rows.shape[1]
+    found = rows.new_empty(n, n)
+    for start in range(0, n, _BLOCK):
+        stop = min(start + _BLOCK, n)
+        block = rows[:, start:stop]
+        found[start:, start:stop] = rows[:, start:].T @ block
+        found[start:stop, stop:] = found[stop:, start:stop].T
+    return found
 
 
 def moments(

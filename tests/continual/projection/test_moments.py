@@ -8,7 +8,7 @@ import torch
 
 from spikecl.continual import Context
 from spikecl.continual.host import Seen
-from spikecl.continual.projection.moments import Moments, check_alive, moments
+from spikecl.continual.projection.moments import Moments, check_alive, moments, products
 from spikecl.errors import UsageError
 from spikecl.networks import Mlp, SpikingMlp, initialise
 from spikecl.neurons import LIF
@@ -111,3 +111,21 @@ def test_a_silent_synapse_is_named():
     one = torch.zeros(7, 7).double()
     one[3, 3] = 1e-9  # a single spike is enough
     check_alive({"readout": one}, "x")
+
+
+@pytest.mark.parametrize("n", [1, 7, 200, 431])
+def test_products_by_blocks_are_those_of_the_whole(n):
+    x = torch.randn(13, n, generator=torch.Generator().manual_seed(n)).double()
+    found = products(x)
+    torch.testing.assert_close(found, x.T @ x, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("spikes", [True, False])
+def test_sums_are_as_good_as_double_precision(spikes):
+    """Of rows in single precision, which a product in single precision would round."""
+    x = torch.rand(500, 30, generator=torch.Generator().manual_seed(0))
+    x = (x < 0.3).float() if spikes else 0.1 + x
+    found = Moments(30, torch.device("cpu"))
+    found.add(x)
+    torch.testing.assert_close(found.total, x.double().T @ x.double(), rtol=1e-14, atol=0)
+    assert spikes == torch.equal((x.T @ x).double(), x.double().T @ x.double())
