@@ -81,15 +81,12 @@ class FaithfulHlop(Protection):
             self._momentum[name] = torch.cat([self._momentum[name], torch.zeros_like(block)])
 
     def learn(self, factors: Factors, batch: Batch) -> Mapping[str, Tensor]:
-        for name in self._rates:
-            self._heard.add(name, factors[name].transmitted)
+        for name, rate in self._rates.items():
+            rows = self._heard.add(name, factors[name].transmitted)
+            if rows is not None:
+                self._learn(name, rows, rate)
         self._silent.hear(factors)
         return {}
-
-    @torch.no_grad()
-    def after_step(self) -> None:
-        for name, rows in self._heard.take().items():
-            self._learn(name, rows, self._rates[name])
 
     def project(self, name: str, factor: AnyFactor, seen: Tensor | None) -> AnyFactor:
         return _outside(factor, self._held(name))

@@ -9,7 +9,7 @@ from spikecl.continual.method import Context
 
 
 class Heard:
-    """Rows by synapse, until the step is done.
+    """Rows by synapse, until all parts of a step have come.
 
     A readout behind a mean over time transmits one row for each sample: the mean over all parts.
 
@@ -21,17 +21,22 @@ class Heard:
         self._host = context.host
         self._mean = list(context.network.synapses)[-1] if context.network.mean_first else None
         self._rows: dict[str, list[Tensor]] = {}
+        self._share: dict[str, float] = {}
 
-    def add(self, name: str, rows: Tensor) -> None:
-        """Take what a synapse transmits in a part, as rows [R, n]."""
-        held = self._rows.setdefault(name, [])
-        if name != self._mean or self._host.part() == 1:
+    def add(self, name: str, rows: Tensor) -> Tensor | None:
+        """Take what a synapse transmits in a part, as rows [R, n]; return those of the whole step.
+
+        ``None`` before the last part.
+        """
+        part = self._host.part()
+        if part == 1:
+            return rows
+        held, share = self._rows.pop(name, []), self._share.pop(name, 0.0) + part
+        if name != self._mean:
             held.append(rows)
-            return
-        rows = self._host.part() * rows
-        held[:] = [held[0] + rows] if held else [rows]
-
-    def take(self) -> dict[str, Tensor]:
-        """Return the rows of the whole step, and begin anew."""
-        rows, self._rows = self._rows, {}
-        return {n: torch.cat(each) if len(each) > 1 else each[0] for n, each in rows.items()}
+        else:
+            held = [held[0] + part * rows] if held else [part * rows]
+        if share > 1 - 1e-6:
+            return torch.cat(held)
+        self._rows[name], self._share[name] = held, share
+        return None

@@ -195,18 +195,17 @@ class _Subspaces(Protection):
         for name, factor in factors.items():
             lateral = self.lateral[name]
             if len(lateral.new):
-                found[name] = lateral.seen(factor.transmitted)
-                self._seen.add(name, factor.transmitted)
-                self._left.add(name, found[name])
+                seen = factor.transmitted
+                rows = found[name] = lateral.seen(seen)
+                whole, left = self._seen.add(name, seen), self._left.add(name, rows)
+                if whole is not None and left is not None:
+                    lateral.learn(left, whole, rate=spec.rate, iterations=spec.iterations)
         return found
 
     def project(self, name: str, factor: AnyFactor, seen: Tensor | None) -> AnyFactor:
         return self.lateral[name].project(factor, seen)
 
     def after_step(self) -> None:
-        rate, iterations, seen = self._spec.rate, self._spec.iterations, self._seen.take()
-        for name, rows in self._left.take().items():
-            self.lateral[name].learn(rows, seen[name], rate=rate, iterations=iterations)
         self._step += 1
 
     def end(self, view: LearnerView) -> None:

@@ -162,7 +162,7 @@ class Inhibited(Protection):
         self._outside: dict[str, Suppression] = {}
         self._step = self._experience = 0
         self._weight = self._shown = 0.0  # experiences in C, and in all: samples over ``online``
-        self._heard, self._size = Heard(context), 0  # in the present step, and its samples
+        self._heard, self._came = Heard(context), 0.0  # what the present step adds to both
         self._report: dict[str, object] = {}
 
     def outside(self, name: str) -> Outside | None:
@@ -259,29 +259,31 @@ class Inhibited(Protection):
     # ---- in training ----------------------------------------------------------------------------
 
     def learn(self, factors: Factors, batch: Batch) -> Mapping[str, Tensor]:
-        if self._spec.online:
-            self._size = len(batch.x)
-            for name, factor in factors.items():
-                self._heard.add(name, factor.transmitted)
+        spec = self._spec
+        if not spec.online:
+            return {}
+        self._came = len(batch.x) / spec.online
+        for name, factor in factors.items():
+            rows = self._heard.add(name, factor.transmitted)
+            if rows is not None:
+                found = Moments(self.sizes[name], self._context.device)
+                found.add(rows)
+                old = spec.decay**self._came * self.covariance.get(name, 0)
+                self.covariance[name] = old + self._came * found.mean()
         return {}
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Take the step into C; now and then into P, with which the next one is held back."""
+        """Take note of a step; now and then take C into P, which holds back the next one."""
         spec = self._spec
         if not spec.online:
             return
-        share = self._size / spec.online
-        fade = spec.decay**share
-        self._weight, self._shown = fade * self._weight + share, self._shown + share
-        for name, rows in self._heard.take().items():
-            found = Moments(self.sizes[name], self._context.device)
-            found.add(rows)
-            self.covariance[name] = fade * self.covariance.get(name, 0) + share * found.mean()
-            mean = float(self.covariance[name].diagonal().mean()) / self._weight
+        self._weight = spec.decay**self._came * self._weight + self._came
+        self._shown, self._step = self._shown + self._came, self._step + 1
+        for name, c in self.covariance.items():
+            mean = float(c.diagonal().mean()) / self._weight
             if mean and (self._shown <= 1 or name not in self.alpha):
                 self.alpha[name] = self._share[name] * mean
-        self._step += 1
         if self._step % spec.every == 0:
             self._refresh()
 

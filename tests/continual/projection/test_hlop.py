@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from spikecl.components import component
 from spikecl.continual import Context, Finetune, Hlop, Inhibition, Method, MethodSpec, Phase
+from spikecl.continual.host import Nobody
 from spikecl.continual.projection.lateral import LateralWeights
 from spikecl.encoding import Encoder
 from spikecl.errors import ConfigError, PairingError
@@ -572,13 +573,24 @@ def test_a_scale_per_synapse_must_fit_the_network():
     assert [float(each._response(big)) for each in lateral.values()] == [1, 2, 4]
 
 
+class Parts(Nobody):
+    """A host whose trainer shows a step in parts."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def part(self):
+        return 1 / self.count
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 def test_every_counts_the_steps_of_an_experience(parts):
     """Where a trainer shows a step in parts, the rule runs once, on the rows of all."""
     calls = []
     network = Mlp(hidden=(6,)).build((5,), 2).double()
     initialise(network, Seeds(0))
-    method = Hlop(rows=(2,), every=3).start(Context(network, Sgd(), Seeds(0), DOMAIN_IL, 2, CPU))
+    context = Context(network, Sgd(), Seeds(0), DOMAIN_IL, 2, CPU, host=Parts(parts))
+    method = Hlop(rows=(2,), every=3).start(context)
     x = torch.rand(4, 5).double(), torch.rand(4, 6).double()
     for _ in range(2):
         method.begin(None)
