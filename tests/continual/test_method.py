@@ -41,7 +41,7 @@ HOOKS = {
     ),
     *("still", "state_dict", "load_state_dict", "nbytes"),
 }
-FACTS = {"gathers", "own", "room", "writes", "remembers", "needs_gradient"}
+FACTS = {"gathers", "own", "multiplies", "opens", "room", "writes", "remembers", "needs_gradient"}
 
 
 def test_the_hooks_are_those_of_the_design():
@@ -63,6 +63,7 @@ def test_the_others_do_nothing_and_keep_nothing():
     assert method.state_dict() == {} and method.report() == {} and method.nbytes() == 0
     assert method.still() == {} and (method.gathers, method.own, method.room) == ("", "", None)
     assert not method.writes and not method.remembers and not method.needs_gradient
+    assert not method.multiplies and not method.opens
     assert method.travels().rows == {} and method.travels().more(0) == {}
     method.load_state_dict({})
 

@@ -169,12 +169,10 @@ def test_carried_over_shown_boundaries_is_as_if_they_were_hidden(kind):
 
 
 def test_weights_that_are_drawn_anew_are_where_an_average_begins():
-    """Joint training restarts; carried over, an average must not look back to the old weights."""
+    """Joint training restarts: an average must not look back to the old weights."""
     lr = 1e-12  # nothing moves by itself
     old_data = DOMAIN_IL | Reveal.OLD_DATA
-    learner = learner_of(
-        ScheduleFreeSgd(lr=lr, state="carried"), JointTraining(restart=True), reveal=old_data
-    )
+    learner = learner_of(ScheduleFreeSgd(lr=lr), JointTraining(restart=True), reveal=old_data)
     start = weights(learner)
     for tick in learner.ticks():
         if tick.kind == "step" and tick.position.event == 0:
