@@ -19,6 +19,7 @@ class Finetune(MethodSpec):
     Args:
         restart: Begin each experience from the initial weights: the accuracies on the experience
             just learned are then those of one network for each (the upper bound without transfer).
+            The optimiser begins anew, too (``state="fresh"``).
     """
 
     needs: ClassVar[Reveal] = Reveal.NONE

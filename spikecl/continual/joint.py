@@ -18,8 +18,8 @@ class JointTraining(MethodSpec):
 
     Args:
         restart: Begin each experience from the initial weights, so the last row of the accuracy
-            matrix is joint training proper; without it training goes on from the weights at hand
-            (cumulative training).
+            matrix is joint training proper; the optimiser begins anew, too (``state="fresh"``).
+            Without it training goes on from the weights at hand (cumulative training).
         wait: Experiences that are only gathered before training begins: with all but the last, it
             is trained once, on everything.
     """
