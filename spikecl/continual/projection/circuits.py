@@ -23,13 +23,32 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spikecl.errors import UsageError
+
 
 def suppression(covariance: Tensor, alpha: float) -> Tensor:
     """Return ``(I + C/alpha)^-1`` [n, n], symmetric, eigenvalues in (0, 1]."""
     n = len(covariance)
     eye = torch.eye(n, dtype=covariance.dtype, device=covariance.device)
-    factor = torch.linalg.cholesky(eye + (covariance + covariance.T) / (2 * alpha))
+    factor = root(eye + (covariance + covariance.T) / (2 * alpha))
     return torch.cholesky_inverse(factor).contiguous()
+
+
+def root(matrix: Tensor) -> Tensor:
+    """Return the lower Cholesky factor of a symmetric matrix [n, n].
+
+    Raises:
+        UsageError: It is not positive definite, but for rounding.
+    """
+    factor: Tensor
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if int(failed):
+        raise UsageError(
+            "the activity of a synapse is so large beside the strength of its projection (alpha, "
+            "precision) that rounding leaves no inverse, or it is not finite; scale the input "
+            "down (to about 1), or raise the strength"
+        )
+    return factor
 
 
 def one_shot(lateral: Tensor, rows: Tensor, alpha: float) -> Tensor:
@@ -42,8 +61,8 @@ def one_shot(lateral: Tensor, rows: Tensor, alpha: float) -> Tensor:
         held = block - block @ lateral  # X P
         inner = held @ block.T
         inner.diagonal().add_(alpha)
-        root = torch.linalg.cholesky((inner + inner.T) / 2)
-        half = torch.linalg.solve_triangular(root, held, upper=False)
+        factor = root((inner + inner.T) / 2)
+        half = torch.linalg.solve_triangular(factor, held, upper=False)
         lateral = lateral + half.T @ half
     return (lateral + lateral.T) / 2
 

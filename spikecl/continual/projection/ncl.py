@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spikecl.components import PositiveFloat, PositiveInt, component
 from spikecl.continual.method import Context, Method, MethodSpec, Phase, Tensors
+from spikecl.continual.projection.circuits import root
 from spikecl.continual.projection.moments import check_alive, moments
 from spikecl.continual.projection.protection import Others, check_fits, in_order, refuse_unused
 from spikecl.continual.projection.two_sided import BothSides, RunBothSides
@@ -172,7 +173,7 @@ class _Run(RunBothSides):
 
 def inverse(matrix: Tensor) -> Tensor:
     """Return the inverse of a symmetric positive definite matrix."""
-    return torch.cholesky_inverse(torch.linalg.cholesky((matrix + matrix.T) / 2))
+    return torch.cholesky_inverse(root((matrix + matrix.T) / 2))
 
 
 def by_traces(old: Pair, new: Pair) -> Pair:

@@ -14,6 +14,7 @@ from spikecl.continual.projection.circuits import (
     spiking_one_shot,
     suppression,
 )
+from spikecl.errors import UsageError
 
 
 def rows_of(count, n, *, rank=None, seed=0):
@@ -325,3 +326,14 @@ def test_it_is_slow_where_use_is_uneven():
     assert made.steps is None and made.error[-1] > 0.1
     lateral = one_shot(torch.zeros(10, 10).double(), x, 1.0)
     close(x @ (eye(10) - lateral), x @ suppression(c, 1.0))
+
+
+@pytest.mark.parametrize("size", [1e15, float("nan"), float("inf")])
+def test_activity_that_leaves_no_inverse_is_named(size):
+    rows = size * torch.rand(5, 3, generator=torch.Generator().manual_seed(0)).double()
+    for call in (
+        lambda: suppression(-rows.T @ rows, 1.0),
+        lambda: one_shot(torch.zeros(3, 3).double(), rows, 1.0),
+    ):
+        with pytest.raises(UsageError, match="so large beside the strength.*scale the input"):
+            call()
