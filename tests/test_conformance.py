@@ -149,13 +149,14 @@ def held(method: Method) -> dict[int, int]:
 
 
 def is_refused(learner) -> bool:
-    """An average has parts of earlier updates, and a soft projection would hold them back twice."""
+    """An average has parts of earlier updates, which would be held back, or multiplied, twice."""
     method, averages = running(learner), learner._optimiser_spec.averages
     soft = isinstance(method, ProjectUpdates) and not method.protection.projector
-    if averages and soft:
-        with pytest.raises(PairingError, match="held back twice"):
+    refused = averages and (soft or method.multiplies)
+    if refused:
+        with pytest.raises(PairingError, match="held back twice" if soft else "multiplied again"):
             next(learner.ticks())
-    return averages and soft
+    return refused
 
 
 @every_pair

@@ -18,7 +18,7 @@ class Heard:
     """
 
     def __init__(self, context: Context):
-        self._host = context.host
+        self._context = context
         self._mean = list(context.network.synapses)[-1] if context.network.mean_first else None
         self._rows: dict[str, list[Tensor]] = {}
         self._share: dict[str, float] = {}
@@ -28,7 +28,7 @@ class Heard:
 
         ``None`` before the last part.
         """
-        part = self._host.part()
+        part = self._context.host.part()
         if part == 1:
             return rows
         held, share = self._rows.pop(name, []), self._share.pop(name, 0.0) + part
