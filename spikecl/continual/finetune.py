@@ -39,6 +39,8 @@ class Finetune(MethodSpec):
 
 
 class _Restart(Method):
+    opens = True
+
     def __init__(self, context: Context):
         self._context = context
 

@@ -35,7 +35,7 @@ class JointTraining(MethodSpec):
 
 class _Joint(Method):
     def __init__(self, spec: JointTraining, context: Context):
-        self._spec, self._context = spec, context
+        self._spec, self._context, self.opens = spec, context, spec.restart
 
     def begin(self, view: LearnerView) -> None:
         if self._spec.restart:

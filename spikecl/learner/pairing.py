@@ -141,10 +141,15 @@ def check_frozen(methods: Composition, specs: Sequence[MethodSpec]) -> None:
             )
 
 
+def _rehearsing(methods: Composition) -> list[str]:
+    """Return the methods that bring old samples."""
+    running = methods.methods.items()
+    return [name for name, m in running if any(overrides(m, hook) for hook in REHEARSING)]
+
+
 def check_rehearsal(methods: Composition, specs: Sequence[MethodSpec]) -> None:
     """Refuse to train old samples with what tests of them do not use."""
-    running = methods.methods.items()
-    brings = [n for n, m in running if any(overrides(m, hook) for hook in REHEARSING)]
+    brings = _rehearsing(methods)
     answers = _with_weights_of_tasks(methods)
     if brings and answers:
         raise PairingError(
@@ -163,8 +168,7 @@ def check_rehearsal(methods: Composition, specs: Sequence[MethodSpec]) -> None:
 
 def check_heads(stream: Stream, heads: Heads, methods: Composition) -> None:
     """Refuse old samples whose labels do not tell at which head they learn."""
-    running = methods.methods.items()
-    brings = [n for n, m in running if any(overrides(m, hook) for hook in REHEARSING)]
+    brings = _rehearsing(methods)
     if not brings or heads.kind != "multi" or len(heads.tasks) < 2:
         return
     finds = f"method '{brings[0]}' with head 'multi' finds the head of an old sample by its label"

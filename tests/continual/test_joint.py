@@ -207,6 +207,17 @@ class _JointByHand:
         return {n: p.detach() for n, p in network.weights().items()}
 
 
+@pytest.mark.parametrize("method", [JointTraining(), Finetune(restart=True)])
+def test_others_begin_behind_a_restart(method):
+    """Whoever takes down the weights where it begins has those that are trained, in any order."""
+    stream = permuted(clusters(), experiences=2, old_data=True)
+    learner = learner_of(stream, (Watch(), method))
+    for _ in learner.ticks():
+        pass
+    first, second = learner.methods.methods["watch"].begun
+    assert all(torch.equal(each, second[name]) for name, each in first.items())
+
+
 def test_without_restart_training_goes_on():
     stream = permuted(clusters(), experiences=2, old_data=True)
     learner = learner_of(stream, (JointTraining(restart=False), Watch()))

@@ -114,9 +114,8 @@ class _Rows(NamedTuple):
 
 def _rows(context: Context) -> dict[str, _Rows]:
     """Return the synapses onto neurons that learn; refuse those that nothing can scale."""
-    found = {}
+    found, layers = {}, layers_of(context.network)
     for name, layer in layers_with_neurons(context.network).items():
-        layers = layers_of(context.network)
         shortcuts = {each: layers[each] for each in layer.currents if each in layers}
         onto = {name: layer.synapse, f"{name}.recurrent": layer.recurrent}
         onto |= {each: cut.synapse for each, cut in shortcuts.items() if cut.neuron is None}
